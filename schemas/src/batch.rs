@@ -1,0 +1,127 @@
+//! What a step gets: host arrays of one task at one resolution.
+//!
+//! Arrays are dense and row-major, without padding between examples; pixels stay u8, because the trainer normalises them
+//! and a quarter of the bytes crosses the channel. An absent stream is `None`, never an empty array.
+
+use crate::resolution::Resolution;
+
+/// Which record an example was made from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ExampleId {
+    /// Index into the task's corpora.
+    pub corpus_idx: u32,
+    /// Row of the corpus's split, counted over its shards in manifest order.
+    pub row: u64,
+    /// How often the task had gone through its rows before.
+    pub epoch: u64,
+}
+
+/// Pictures or clips of one size.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VisionBatch {
+    /// [`Resolution::Image`] or [`Resolution::Video`].
+    pub resolution: Resolution,
+    /// `[n, frames, height, width, 3]`, u8, sRGB; an image has one frame.
+    pub pixels: Vec<u8>,
+    /// DropToken: `[n, n_kept]` token positions in raster order (t, h, w), rising within each example. `None` keeps all.
+    pub kept: Option<Vec<u32>>,
+}
+
+/// Log-mel spectrograms of one size.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AudioBatch {
+    /// [`Resolution::Audio`].
+    pub resolution: Resolution,
+    /// `[n, frames, mels]`, f32, natural logarithm.
+    pub log_mel: Vec<f32>,
+    /// As [`VisionBatch::kept`], positions in raster order (time, frequency).
+    pub kept: Option<Vec<u32>>,
+}
+
+/// Token ids, cropped or padded to one length.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TextBatch {
+    /// Length of every row.
+    pub n_tokens: usize,
+    /// `[n, n_tokens]`; 0 is padding and is masked.
+    pub ids: Vec<i32>,
+}
+
+/// One step's examples.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Batch {
+    pub step: u64,
+    /// Index into the mixture's tasks.
+    pub task_idx: usize,
+    /// Index into the task's views.
+    pub view_idx: usize,
+    pub examples: Vec<ExampleId>,
+    pub vision: Option<VisionBatch>,
+    pub audio: Option<AudioBatch>,
+    pub text: Option<TextBatch>,
+    /// `[n]`, index into the manifest's classes; present if every record of the batch has one.
+    pub labels: Option<Vec<u32>>,
+}
+
+impl Batch {
+    /// Number of examples.
+    pub fn n(&self) -> usize {
+        self.examples.len()
+    }
+
+    /// Bytes of the arrays.
+    pub fn n_bytes(&self) -> usize {
+        let kept = |kept: &Option<Vec<u32>>| kept.as_ref().map_or(0, |k| k.len() * 4);
+        self.vision.as_ref().map_or(0, |v| v.pixels.len() + kept(&v.kept))
+            + self.audio.as_ref().map_or(0, |a| a.log_mel.len() * 4 + kept(&a.kept))
+            + self.text.as_ref().map_or(0, |t| t.ids.len() * 4)
+            + self.labels.as_ref().map_or(0, |l| l.len() * 4)
+    }
+
+    /// BLAKE3 of everything in the batch: two runs trained on the same bytes exactly if their digests agree.
+    pub fn digest(&self) -> String {
+        let mut hasher = blake3::Hasher::new();
+        for number in [self.step, self.task_idx as u64, self.view_idx as u64] {
+            hasher.update(&number.to_le_bytes());
+        }
+        for example in &self.examples {
+            for number in [u64::from(example.corpus_idx), example.row, example.epoch] {
+                hasher.update(&number.to_le_bytes());
+            }
+        }
+        if let Some(vision) = &self.vision {
+            hasher.update(format!("vision {}", vision.resolution).as_bytes());
+            hasher.update(&vision.pixels);
+            hash_kept(&mut hasher, &vision.kept);
+        }
+        if let Some(audio) = &self.audio {
+            hasher.update(format!("audio {}", audio.resolution).as_bytes());
+            for value in &audio.log_mel {
+                hasher.update(&value.to_bits().to_le_bytes());
+            }
+            hash_kept(&mut hasher, &audio.kept);
+        }
+        if let Some(text) = &self.text {
+            hasher.update(format!("text {}", text.n_tokens).as_bytes());
+            for id in &text.ids {
+                hasher.update(&id.to_le_bytes());
+            }
+        }
+        if let Some(labels) = &self.labels {
+            hasher.update(b"labels");
+            for label in labels {
+                hasher.update(&label.to_le_bytes());
+            }
+        }
+        hasher.finalize().to_hex().to_string()
+    }
+}
+
+fn hash_kept(hasher: &mut blake3::Hasher, kept: &Option<Vec<u32>>) {
+    if let Some(kept) = kept {
+        hasher.update(b"kept");
+        for position in kept {
+            hasher.update(&position.to_le_bytes());
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! The manifest: which shards are a corpus. Written last, so that a reader never sees half of one.
+//!
+//! Each version is a file of its own, created if absent and never changed: a snapshot. The newest is the one with the
+//! highest number. Nothing in it depends on when or where ingest ran, so the same corpus and config give the same bytes.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::modality::RecordKind;
+use crate::reject::RejectReason;
+use crate::shard::Digest;
+use crate::version::{Format, Version, VersionError};
+
+/// One sealed, uploaded shard.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ShardEntry {
+    pub digest: Digest,
+    pub split: String,
+    pub n_rows: u64,
+    /// Size of the file; with `footer_len` it makes opening a shard one exact range.
+    pub n_bytes: u64,
+    /// Bytes of Parquet metadata at the end, without the 8 bytes of length and magic.
+    pub footer_len: u64,
+    /// Offset of the first byte of the page indexes; from here to the end is all that planning reads.
+    pub index_offset: u64,
+    pub n_row_groups: u64,
+    /// Sum of the media's sizes.
+    pub media_bytes: u64,
+    /// Least and greatest value of the planning columns (`width`, `height`, `num_frames`, `duration`, …).
+    pub ranges: BTreeMap<String, [f64; 2]>,
+}
+
+/// The tokenizer that made the `tokens` columns.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenizerEntry {
+    pub digest: Digest,
+    /// Number of ids; every id is below it. Id 0 is padding.
+    pub vocab_size: usize,
+}
+
+/// The table of rejects of this snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RejectsEntry {
+    pub digest: Digest,
+    pub n_rows: u64,
+}
+
+/// A corpus, as of one snapshot.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    pub format: Version,
+    pub corpus: String,
+    pub kind: RecordKind,
+    /// Version of the shards' schema.
+    pub schema_version: Version,
+    pub tokenizer: TokenizerEntry,
+    /// Class names; `label_id` is an index into them. Empty without labels.
+    pub classes: Vec<String>,
+    /// In row order: a row of a split is counted over its shards as they stand here.
+    pub shards: Vec<ShardEntry>,
+    pub rejects: Option<RejectsEntry>,
+    /// Records that the corpus offered: `n_records + n_rejected` to the last one.
+    pub n_inputs: u64,
+    pub n_records: u64,
+    /// By reason; reasons that did not occur are absent.
+    pub n_rejected: BTreeMap<RejectReason, u64>,
+    /// The part of the ingest config that shaped these bytes.
+    pub config: serde_json::Value,
+}
+
+/// A manifest that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ManifestError {
+    #[error("manifest `{key}` is not valid JSON of a manifest")]
+    Malformed { key: String, source: serde_json::Error },
+    #[error("manifest `{key}` cannot be read by this build")]
+    Version { key: String, source: VersionError },
+    #[error(
+        "manifest `{key}`: {n_inputs} inputs, but {n_records} records and {n_rejected} rejects; the ingest that wrote it lost records"
+    )]
+    CountsDoNotAddUp { key: String, n_inputs: u64, n_records: u64, n_rejected: u64 },
+    #[error("corpus `{corpus}` has no split `{split}`; it has {have}")]
+    NoSuchSplit { corpus: String, split: String, have: String },
+}
+
+impl Manifest {
+    /// The bytes that are stored. The same manifest always gives the same bytes.
+    ///
+    /// # Errors
+    /// [`ManifestError::Malformed`] if the config value cannot be written as JSON.
+    pub fn to_bytes(&self) -> Result<Vec<u8>, ManifestError> {
+        let malformed = |source| ManifestError::Malformed { key: self.corpus.clone(), source };
+        let mut bytes = serde_json::to_vec_pretty(self).map_err(malformed)?;
+        bytes.push(b'\n');
+        Ok(bytes)
+    }
+
+    /// Reads and checks what [`Manifest::to_bytes`] wrote; `key` is for messages.
+    ///
+    /// # Errors
+    /// Not JSON, another major version, or counts that do not add up.
+    pub fn from_bytes(key: &str, bytes: &[u8]) -> Result<Self, ManifestError> {
+        let malformed = |source| ManifestError::Malformed { key: key.to_owned(), source };
+        let unreadable = |source| ManifestError::Version { key: key.to_owned(), source };
+        // The version is looked at first, so that a future format is named as such and not as a missing field.
+        #[derive(Deserialize)]
+        struct Head {
+            format: Version,
+            schema_version: Version,
+        }
+        let head: Head = serde_json::from_slice(bytes).map_err(malformed)?;
+        Format::Manifest.check(head.format).map_err(unreadable)?;
+        Format::Shard.check(head.schema_version).map_err(unreadable)?;
+        let manifest: Self = serde_json::from_slice(bytes).map_err(malformed)?;
+        let n_rejected: u64 = manifest.n_rejected.values().sum();
+        let in_shards: u64 = manifest.shards.iter().map(|s| s.n_rows).sum();
+        if manifest.n_inputs != manifest.n_records + n_rejected || in_shards != manifest.n_records {
+            return Err(ManifestError::CountsDoNotAddUp {
+                key: key.to_owned(),
+                n_inputs: manifest.n_inputs,
+                n_records: in_shards,
+                n_rejected,
+            });
+        }
+        Ok(manifest)
+    }
+
+    /// Names of the splits, in order of first appearance.
+    pub fn splits(&self) -> Vec<&str> {
+        let mut splits: Vec<&str> = Vec::new();
+        for shard in &self.shards {
+            if !splits.contains(&shard.split.as_str()) {
+                splits.push(&shard.split);
+            }
+        }
+        splits
+    }
+
+    /// The shards of a split, in row order.
+    ///
+    /// # Errors
+    /// [`ManifestError::NoSuchSplit`] with the splits that are there.
+    pub fn split(&self, split: &str) -> Result<Vec<&ShardEntry>, ManifestError> {
+        let shards: Vec<&ShardEntry> = self.shards.iter().filter(|s| s.split == split).collect();
+        if shards.is_empty() {
+            let have = self.splits().iter().map(|s| format!("`{s}`")).collect::<Vec<_>>().join(", ");
+            return Err(ManifestError::NoSuchSplit { corpus: self.corpus.clone(), split: split.to_owned(), have });
+        }
+        Ok(shards)
+    }
+
+    /// Rows of a split; 0 if it has none.
+    pub fn n_rows(&self, split: &str) -> u64 {
+        self.shards.iter().filter(|s| s.split == split).map(|s| s.n_rows).sum()
+    }
+}

@@ -1,0 +1,71 @@
+//! Encoded media → pixels and samples, one file per modality. What ingest verifies is what the loader decodes.
+//!
+//! In: the bytes of one record. Out: u8 sRGB pixels, f32 samples, and what the planning columns say. Never: I/O, resizing,
+//! memory in proportion to what a header merely claims, a panic on data.
+
+pub mod audio;
+pub mod image;
+pub mod video;
+
+use crate::reject::RejectReason;
+
+pub use audio::{AudioMeta, Waveform, read_audio};
+pub use image::{ImageMeta, read_image};
+pub use video::{Keyframe, VideoMeta, read_frames, read_video};
+
+/// One decoded picture or frame.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Picture {
+    pub width: usize,
+    pub height: usize,
+    /// `[height, width, 3]`, u8, sRGB.
+    pub rgb: Vec<u8>,
+}
+
+/// What one record may cost to decode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MediaLimits {
+    /// Pixels of a picture or of one frame.
+    pub max_pixels: u64,
+    pub max_frames: u64,
+    /// Samples of a sound, all channels together.
+    pub max_samples: u64,
+}
+
+impl Default for MediaLimits {
+    /// 100 megapixels; an hour at 30 frames a second; two hours of stereo at 48 kHz.
+    fn default() -> Self {
+        Self { max_pixels: 100_000_000, max_frames: 108_000, max_samples: 700_000_000 }
+    }
+}
+
+/// Why bytes did not decode.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum MediaError {
+    #[error("the file is empty")]
+    Empty,
+    #[error("not a {wanted} this build knows; it starts with {found}")]
+    UnknownFormat { wanted: &'static str, found: String },
+    #[error("codec {codec} is not decoded by this build; {remedy}")]
+    UnsupportedCodec { codec: String, remedy: &'static str },
+    #[error("the bytes end too early: {detail}")]
+    Truncated { detail: String },
+    #[error("the bytes do not decode: {detail}")]
+    Corrupt { detail: String },
+    #[error("{what} is {found}, the limit is {limit}")]
+    TooLarge { what: &'static str, found: u64, limit: u64 },
+}
+
+impl MediaError {
+    /// The reason under which ingest counts it.
+    pub fn reason(&self) -> RejectReason {
+        match self {
+            Self::Empty => RejectReason::EmptyFile,
+            Self::UnknownFormat { .. } => RejectReason::UnknownFormat,
+            Self::UnsupportedCodec { .. } => RejectReason::UnsupportedCodec,
+            Self::Truncated { .. } => RejectReason::Truncated,
+            Self::Corrupt { .. } => RejectReason::Corrupt,
+            Self::TooLarge { .. } => RejectReason::TooLarge,
+        }
+    }
+}

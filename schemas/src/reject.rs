@@ -1,0 +1,122 @@
+//! Why a record did not enter a shard: a closed list, and the table that holds every case.
+
+use std::sync::Arc;
+
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use serde::{Deserialize, Serialize};
+
+/// Why a record was dropped. Ingest counts by it, `imp-ingest` budgets by it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RejectReason {
+    /// The table or tar names a file that is not there.
+    MissingFile,
+    /// The store or disk refused the read.
+    Unreadable,
+    /// Zero bytes.
+    EmptyFile,
+    /// A tar member or path that leaves its corpus (`../`, absolute, a link).
+    UnsafePath,
+    /// The bytes are no medium that this build knows (an HTML page saved as .jpg).
+    UnknownFormat,
+    /// A known container with a codec that this build does not decode.
+    UnsupportedCodec,
+    /// The bytes end before the medium does.
+    Truncated,
+    /// The bytes do not decode.
+    Corrupt,
+    /// Larger than the config's limits (pixels, frames, samples, bytes).
+    TooLarge,
+    /// Smaller than the config's limits.
+    TooSmall,
+    /// A medium without any caption or label, or with a blank one.
+    EmptyCaption,
+    /// A caption file without its medium.
+    MissingMedium,
+    /// A table row that does not parse: wrong number of fields, broken JSON, open quote.
+    MalformedRow,
+    /// Text that is not UTF-8.
+    InvalidText,
+    /// The key stood in this corpus before.
+    DuplicateKey,
+    /// A class index or name outside the corpus's class list.
+    UnknownClass,
+}
+
+impl RejectReason {
+    /// Every reason, in the order reports list them.
+    pub const ALL: [Self; 16] = [
+        Self::MissingFile,
+        Self::Unreadable,
+        Self::EmptyFile,
+        Self::UnsafePath,
+        Self::UnknownFormat,
+        Self::UnsupportedCodec,
+        Self::Truncated,
+        Self::Corrupt,
+        Self::TooLarge,
+        Self::TooSmall,
+        Self::EmptyCaption,
+        Self::MissingMedium,
+        Self::MalformedRow,
+        Self::InvalidText,
+        Self::DuplicateKey,
+        Self::UnknownClass,
+    ];
+
+    /// The name in manifests, rejects tables and reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::MissingFile => "missing_file",
+            Self::Unreadable => "unreadable",
+            Self::EmptyFile => "empty_file",
+            Self::UnsafePath => "unsafe_path",
+            Self::UnknownFormat => "unknown_format",
+            Self::UnsupportedCodec => "unsupported_codec",
+            Self::Truncated => "truncated",
+            Self::Corrupt => "corrupt",
+            Self::TooLarge => "too_large",
+            Self::TooSmall => "too_small",
+            Self::EmptyCaption => "empty_caption",
+            Self::MissingMedium => "missing_medium",
+            Self::MalformedRow => "malformed_row",
+            Self::InvalidText => "invalid_text",
+            Self::DuplicateKey => "duplicate_key",
+            Self::UnknownClass => "unknown_class",
+        }
+    }
+}
+
+impl std::fmt::Display for RejectReason {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// One dropped record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reject {
+    /// The file that the record stood in or was named by: a table, a tar, a medium.
+    pub source: String,
+    /// 1-based line of a table, or 0-based member of a tar or folder.
+    pub row: u64,
+    /// The record's key, as far as it was known.
+    pub key: String,
+    pub reason: RejectReason,
+    /// What was found and what was wanted.
+    pub detail: String,
+    /// At most 32 first bytes of the medium.
+    pub first_bytes: Vec<u8>,
+}
+
+/// Columns of the rejects table that lies beside the shards.
+pub fn reject_schema() -> SchemaRef {
+    Arc::new(Schema::new(vec![
+        Field::new("source", DataType::Utf8, false),
+        Field::new("row", DataType::Int64, false),
+        Field::new("key", DataType::Utf8, false),
+        Field::new("reason", DataType::Utf8, false),
+        Field::new("detail", DataType::Utf8, false),
+        Field::new("first_bytes", DataType::Binary, false),
+    ]))
+}

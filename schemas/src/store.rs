@@ -1,0 +1,295 @@
+//! The one door to shards, manifests and checkpoints: local folders and `s3://` through `object_store`, blocking.
+//!
+//! In: keys relative to the root, `a/b.parquet`. Out: bytes. Never: a half-written object (local files are renamed into
+//! place, S3 puts are atomic), an overwrite of something else's object, async code at the caller.
+//! Credentials, endpoint and region of S3 come from the usual `AWS_*` variables, which object_store reads.
+
+use std::future::Future;
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::TryStreamExt;
+use object_store::path::Path as StorePath;
+use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
+use url::Url;
+
+use crate::manifest::{Manifest, ManifestError};
+use crate::shard::{Digest, manifest_key};
+
+/// A root under which a run's objects lie. Cheap to clone; one small pool of I/O threads serves all clones.
+#[derive(Debug, Clone)]
+pub struct Store {
+    inner: Arc<dyn ObjectStore>,
+    root: StorePath,
+    url: String,
+    runtime: Arc<tokio::runtime::Runtime>,
+}
+
+/// A read or write that failed after object_store's own retries.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error("`{url}` is no store; give a folder or s3://bucket/prefix")]
+    BadUrl { url: String, detail: String },
+    #[error("cannot create folder `{path}`")]
+    CreateFolder { path: String, source: std::io::Error },
+    #[error("cannot start the store's I/O threads")]
+    Runtime { source: std::io::Error },
+    #[error("`{url}/{key}` does not exist")]
+    NotFound { url: String, key: String },
+    #[error("cannot read `{url}/{key}`{}", range.as_ref().map_or(String::new(), |r| format!(", bytes {}..{}", r.start, r.end)))]
+    Read { url: String, key: String, range: Option<Range<u64>>, source: object_store::Error },
+    #[error("cannot write `{url}/{key}`")]
+    Write { url: String, key: String, source: object_store::Error },
+    #[error("cannot list `{url}/{prefix}`")]
+    List { url: String, prefix: String, source: object_store::Error },
+    #[error("corpus `{corpus}` has no manifest in `{url}`; run imp-ingest first")]
+    NoManifest { url: String, corpus: String },
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+}
+
+/// One object of a listing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    /// Relative to the root.
+    pub key: String,
+    pub n_bytes: u64,
+}
+
+/// A snapshot of a corpus, and which one it is.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Snapshot {
+    /// From 1.
+    pub version: u64,
+    pub digest: Digest,
+    pub manifest: Manifest,
+}
+
+impl Store {
+    /// Opens `url`: a path (created if absent) or `s3://bucket/prefix`.
+    ///
+    /// # Errors
+    /// The text is no store's address, or the folder cannot be made.
+    pub fn open(url: &str) -> Result<Self, StoreError> {
+        let bad = |detail: String| StoreError::BadUrl { url: url.to_owned(), detail };
+        let (parsed, options) = if url.contains("://") {
+            let options: Vec<(String, String)> = std::env::vars()
+                .filter(|(name, _)| name.starts_with("AWS_"))
+                .map(|(name, value)| (name.to_ascii_lowercase(), value))
+                .collect();
+            (Url::parse(url).map_err(|e| bad(e.to_string()))?, options)
+        } else {
+            let create = |source| StoreError::CreateFolder { path: url.to_owned(), source };
+            std::fs::create_dir_all(url).map_err(create)?;
+            let folder = std::fs::canonicalize(url).map_err(create)?;
+            let parsed = Url::from_directory_path(folder).map_err(|()| bad("not an absolute path".to_owned()))?;
+            (parsed, Vec::new())
+        };
+        let (inner, root) = object_store::parse_url_opts(&parsed, options).map_err(|e| bad(e.to_string()))?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .thread_name("imp-store")
+            .enable_all()
+            .build()
+            .map_err(|source| StoreError::Runtime { source })?;
+        let url = url.trim_end_matches('/').to_owned();
+        Ok(Self { inner: Arc::from(inner), root, url, runtime: Arc::new(runtime) })
+    }
+
+    /// The address it was opened with.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// A whole object.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`], or the store failed.
+    pub fn get(&self, key: &str) -> Result<Bytes, StoreError> {
+        let path = self.path(key);
+        let read = async { self.inner.get(&path).await?.bytes().await };
+        self.wait(read).map_err(|source| self.read_error(key, None, source))
+    }
+
+    /// Bytes `range` of an object.
+    ///
+    /// # Errors
+    /// As [`Store::get`]; a range past the end is an error.
+    pub fn get_range(&self, key: &str, range: Range<u64>) -> Result<Bytes, StoreError> {
+        let path = self.path(key);
+        let got = self.wait(self.inner.get_range(&path, range.clone()));
+        let bytes = got.map_err(|source| self.read_error(key, Some(range.clone()), source))?;
+        self.whole(key, range, bytes)
+    }
+
+    /// Several ranges of an object; neighbours are read together.
+    ///
+    /// # Errors
+    /// As [`Store::get_range`].
+    pub fn get_ranges(&self, key: &str, ranges: &[Range<u64>]) -> Result<Vec<Bytes>, StoreError> {
+        let path = self.path(key);
+        let all = self.wait(self.inner.get_ranges(&path, ranges));
+        let all = all.map_err(|source| self.read_error(key, ranges.first().cloned(), source))?;
+        ranges.iter().zip(all).map(|(range, bytes)| self.whole(key, range.clone(), bytes)).collect()
+    }
+
+    /// Writes an object, replacing one of the same key.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub fn put(&self, key: &str, bytes: Bytes) -> Result<(), StoreError> {
+        self.put_mode(key, bytes, PutMode::Overwrite).map(|_| ())
+    }
+
+    /// Writes an object unless its key is taken; says whether it wrote.
+    ///
+    /// # Errors
+    /// The store failed for another reason than the key being taken.
+    pub fn put_if_absent(&self, key: &str, bytes: Bytes) -> Result<bool, StoreError> {
+        self.put_mode(key, bytes, PutMode::Create)
+    }
+
+    /// Size of an object, `None` if it does not exist.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub fn size(&self, key: &str) -> Result<Option<u64>, StoreError> {
+        match self.wait(self.inner.head(&self.path(key))) {
+            Ok(meta) => Ok(Some(meta.size)),
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(source) => Err(self.read_error(key, None, source)),
+        }
+    }
+
+    /// Objects below `prefix` (a folder), by rising key.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub fn list(&self, prefix: &str) -> Result<Vec<Listed>, StoreError> {
+        let path = self.path(prefix);
+        let listed: Result<Vec<_>, _> = self.wait(self.inner.list(Some(&path)).try_collect());
+        let listed =
+            listed.map_err(|source| StoreError::List { url: self.url.clone(), prefix: prefix.to_owned(), source })?;
+        let n_root = self.root.parts().count();
+        let relative = |path: &StorePath| {
+            let parts: Vec<String> = path.parts().skip(n_root).map(|p| p.as_ref().to_owned()).collect();
+            parts.join("/")
+        };
+        let mut all: Vec<Listed> =
+            listed.iter().map(|meta| Listed { key: relative(&meta.location), n_bytes: meta.size }).collect();
+        all.sort_by(|a, b| a.key.cmp(&b.key));
+        Ok(all)
+    }
+
+    /// Removes an object; removing what is not there is no error.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub fn delete(&self, key: &str) -> Result<(), StoreError> {
+        match self.wait(self.inner.delete(&self.path(key))) {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(source) => Err(StoreError::Write { url: self.url.clone(), key: key.to_owned(), source }),
+        }
+    }
+
+    /// The newest snapshot of `corpus`, `None` if it has none.
+    ///
+    /// # Errors
+    /// The store failed, or the manifest cannot be read by this build.
+    pub fn newest_snapshot(&self, corpus: &str) -> Result<Option<Snapshot>, StoreError> {
+        let listed = self.list(&format!("{corpus}/manifests"))?;
+        let versions = listed.iter().filter_map(|l| l.key.rsplit('/').next()?.strip_suffix(".json")?.parse().ok());
+        versions.max().map(|version| self.snapshot(corpus, version)).transpose()
+    }
+
+    /// The newest snapshot of `corpus`.
+    ///
+    /// # Errors
+    /// [`StoreError::NoManifest`] if it was never ingested; else as [`Store::newest_snapshot`].
+    pub fn manifest(&self, corpus: &str) -> Result<Snapshot, StoreError> {
+        let none = || StoreError::NoManifest { url: self.url.clone(), corpus: corpus.to_owned() };
+        self.newest_snapshot(corpus)?.ok_or_else(none)
+    }
+
+    /// Snapshot `version` of `corpus`.
+    ///
+    /// # Errors
+    /// It does not exist, the store failed, or this build cannot read it.
+    pub fn snapshot(&self, corpus: &str, version: u64) -> Result<Snapshot, StoreError> {
+        let key = manifest_key(corpus, version);
+        let bytes = self.get(&key)?;
+        let manifest = Manifest::from_bytes(&key, &bytes)?;
+        Ok(Snapshot { version, digest: Digest::of(&bytes), manifest })
+    }
+
+    /// Names of the corpora that have a manifest.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub fn corpora(&self) -> Result<Vec<String>, StoreError> {
+        let mut names: Vec<String> = Vec::new();
+        for listed in self.list("")? {
+            if let [corpus, "manifests", _] = listed.key.split('/').collect::<Vec<_>>()[..]
+                && names.last().is_none_or(|last| last != corpus)
+            {
+                names.push(corpus.to_owned());
+            }
+        }
+        Ok(names)
+    }
+
+    fn put_mode(&self, key: &str, bytes: Bytes, mode: PutMode) -> Result<bool, StoreError> {
+        let path = self.path(key);
+        let put = self.inner.put_opts(&path, PutPayload::from_bytes(bytes), PutOptions::from(mode));
+        match self.wait(put) {
+            Ok(_) => Ok(true),
+            Err(object_store::Error::AlreadyExists { .. }) => Ok(false),
+            Err(source) => Err(StoreError::Write { url: self.url.clone(), key: key.to_owned(), source }),
+        }
+    }
+
+    /// A body shorter than its range is a fault of the store, never data.
+    fn whole(&self, key: &str, range: Range<u64>, bytes: Bytes) -> Result<Bytes, StoreError> {
+        if bytes.len() as u64 == range.end - range.start {
+            return Ok(bytes);
+        }
+        let detail = format!("got {} bytes, wanted {}", bytes.len(), range.end - range.start);
+        let source = object_store::Error::Generic { store: "imp", source: detail.into() };
+        Err(self.read_error(key, Some(range), source))
+    }
+
+    fn read_error(&self, key: &str, range: Option<Range<u64>>, source: object_store::Error) -> StoreError {
+        let (url, key) = (self.url.clone(), key.to_owned());
+        match source {
+            object_store::Error::NotFound { .. } => StoreError::NotFound { url, key },
+            source => StoreError::Read { url, key, range, source },
+        }
+    }
+
+    fn path(&self, key: &str) -> StorePath {
+        self.root.parts().chain(StorePath::from(key).parts()).collect()
+    }
+
+    fn wait<F: Future>(&self, future: F) -> F::Output {
+        self.runtime.block_on(future)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_taken_key_is_never_overwritten_by_put_if_absent() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path().to_str().unwrap()).unwrap();
+        assert!(store.put_if_absent("a/b.json", Bytes::from_static(b"first")).unwrap());
+        assert!(!store.put_if_absent("a/b.json", Bytes::from_static(b"second")).unwrap());
+        assert_eq!(store.get("a/b.json").unwrap(), "first");
+        assert_eq!(store.get_range("a/b.json", 1..3).unwrap(), "ir");
+        assert_eq!(store.size("a/c.json").unwrap(), None);
+        assert!(matches!(store.get("a/c.json"), Err(StoreError::NotFound { .. })));
+        assert_eq!(store.list("").unwrap(), [Listed { key: "a/b.json".to_owned(), n_bytes: 5 }]);
+    }
+}
