@@ -26,4 +26,6 @@ pub mod version;
 #[cfg(feature = "media")]
 pub mod media;
 #[cfg(feature = "store")]
+pub mod shard_reader;
+#[cfg(feature = "store")]
 pub mod store;

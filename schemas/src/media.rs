@@ -4,8 +4,12 @@
 //! memory in proportion to what a header merely claims, a panic on data.
 
 pub mod audio;
+mod h264;
 pub mod image;
+mod matroska;
+mod mp4;
 pub mod video;
+mod wav;
 
 use crate::reject::RejectReason;
 
@@ -68,4 +72,13 @@ impl MediaError {
             Self::TooLarge { .. } => RejectReason::TooLarge,
         }
     }
+}
+
+/// The first bytes of a file that is none of ours, for messages: text as text, the rest as hex.
+fn first_bytes(bytes: &[u8]) -> String {
+    let head = &bytes[..bytes.len().min(12)];
+    if head.iter().all(|b| b.is_ascii_graphic() || *b == b' ' || *b == b'\n') {
+        return format!("{:?}", String::from_utf8_lossy(head));
+    }
+    head.iter().map(|b| format!("{b:02x}")).collect::<Vec<_>>().join(" ")
 }

@@ -67,18 +67,28 @@ pub struct Snapshot {
 }
 
 impl Store {
-    /// Opens `url`: a path (created if absent) or `s3://bucket/prefix`.
+    /// Opens `url`: a path (created if absent) or `s3://bucket/prefix`. S3 is reached as the `AWS_*` variables say.
     ///
     /// # Errors
     /// The text is no store's address, or the folder cannot be made.
     pub fn open(url: &str) -> Result<Self, StoreError> {
+        #[expect(clippy::disallowed_methods, reason = "credentials belong in no config file; this is the one place that reads them")]
+        let variables = std::env::vars();
+        let options: Vec<(String, String)> = variables
+            .filter(|(name, _)| name.starts_with("AWS_"))
+            .map(|(name, value)| (name.to_ascii_lowercase(), value))
+            .collect();
+        Self::open_with(url, &options)
+    }
+
+    /// As [`Store::open`], with object_store's own options (`aws_endpoint`, `aws_access_key_id`, …) in place of variables.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn open_with(url: &str, options: &[(String, String)]) -> Result<Self, StoreError> {
         let bad = |detail: String| StoreError::BadUrl { url: url.to_owned(), detail };
         let (parsed, options) = if url.contains("://") {
-            let options: Vec<(String, String)> = std::env::vars()
-                .filter(|(name, _)| name.starts_with("AWS_"))
-                .map(|(name, value)| (name.to_ascii_lowercase(), value))
-                .collect();
-            (Url::parse(url).map_err(|e| bad(e.to_string()))?, options)
+            (Url::parse(url).map_err(|e| bad(e.to_string()))?, options.to_vec())
         } else {
             let create = |source| StoreError::CreateFolder { path: url.to_owned(), source };
             std::fs::create_dir_all(url).map_err(create)?;

@@ -1,13 +1,23 @@
-//! H.264 in MP4 → frames.
+//! H.264 in MP4, MOV and Matroska → frames.
+//!
+//! In: the bytes of a clip. Out: its planning columns, or the frames that were asked for, upright. Never: a frame in the
+//! wrong place, a whole clip of pixels in memory, a repaired frame: what does not decode is an error.
 
-use super::{MediaError, MediaLimits, Picture};
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use rusty_h264_common::YuvFrame;
+use rusty_h264_decoder::{DecodeError, Decoder};
+
+use super::h264::{self, Config, StreamParams};
+use super::{MediaError, MediaLimits, Picture, first_bytes, matroska, mp4};
 
 /// A frame that decodes without another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Keyframe {
     /// Microseconds from the start of presentation.
     pub pts_us: i64,
-    /// Byte offset of the frame's sample in the file.
+    /// Byte offset of the frame's sample in the file; -1 if the container does not store it in one piece.
     pub offset: i64,
 }
 
@@ -33,8 +43,20 @@ pub struct VideoMeta {
 /// # Errors
 /// See [`MediaError`].
 pub fn read_video(bytes: &[u8], limits: &MediaLimits) -> Result<VideoMeta, MediaError> {
-    let _ = (bytes, limits);
-    Err(MediaError::Empty)
+    let clip = open(bytes, limits)?;
+    let mut size = (0, 0);
+    let mut decoder = ClipDecoder::new(&clip, limits);
+    for unit_idx in 0..clip.units.len() {
+        let yuv = decoder.decode(unit_idx)?;
+        size = (yuv.width, yuv.height);
+    }
+    let (width, height) = if clip.quarter_turns % 2 == 0 { size } else { (size.1, size.0) };
+    let start = clip.units.iter().map(|u| u.pts_us).min().unwrap_or(0);
+    let keyframes = clip.units.iter().filter(|u| u.starts);
+    let keyframes = keyframes.map(|u| Keyframe { pts_us: u.pts_us - start, offset: u.offset }).collect();
+    let (num_frames, duration, has_audio) = (clip.units.len(), clip.duration, clip.has_audio);
+    let fps = if duration > 0.0 { (num_frames as f64 / duration) as f32 } else { 0.0 };
+    Ok(VideoMeta { width, height, fps, num_frames, duration, codec: "h264".to_owned(), keyframes, has_audio })
 }
 
 /// Decodes the frames `wanted` (indices in presentation order, rising, repetition allowed) and hands each to `take`
@@ -48,6 +70,285 @@ pub fn read_frames(
     limits: &MediaLimits,
     take: &mut dyn FnMut(usize, Picture),
 ) -> Result<(), MediaError> {
-    let _ = (bytes, wanted, limits, take);
-    Err(MediaError::Empty)
+    let clip = open(bytes, limits)?;
+    let mut shown: Vec<usize> = (0..clip.units.len()).collect();
+    shown.sort_by_key(|&unit_idx| (clip.units[unit_idx].pts_us, unit_idx));
+    let mut frame_of_unit = BTreeMap::new();
+    for &frame_idx in wanted {
+        let past = || MediaError::Truncated { detail: format!("frame {frame_idx} of a clip of {}", clip.units.len()) };
+        frame_of_unit.insert(*shown.get(frame_idx).ok_or_else(past)?, frame_idx);
+    }
+    let (Some((&first, _)), Some((&last, _))) = (frame_of_unit.first_key_value(), frame_of_unit.last_key_value())
+    else {
+        return Ok(());
+    };
+    let start = clip.units[..=first].iter().rposition(|u| u.starts).unwrap_or(0);
+    let mut decoder = ClipDecoder::new(&clip, limits);
+    let mut rest = wanted;
+    // Frames that were decoded before one that is shown earlier; never more than the stream reorders, 16.
+    let mut early: BTreeMap<usize, Picture> = BTreeMap::new();
+    for unit_idx in start..=last {
+        let Some(&frame_idx) = frame_of_unit.get(&unit_idx) else {
+            if !clip.is_disposable(unit_idx)? {
+                decoder.decode(unit_idx)?;
+            }
+            continue;
+        };
+        early.insert(frame_idx, picture(&decoder.decode(unit_idx)?, &clip)?);
+        while let Some((&next, after)) = rest.split_first()
+            && let Some(picture) = early.remove(&next)
+        {
+            rest = after;
+            for &same in rest.iter().take_while(|&&i| i == next) {
+                take(same, picture.clone());
+                rest = &rest[1..];
+            }
+            take(next, picture);
+        }
+    }
+    Ok(())
+}
+
+/// One access unit, in decoding order.
+pub(super) struct Unit<'a> {
+    pub bytes: Cow<'a, [u8]>,
+    pub offset: i64,
+    pub pts_us: i64,
+    /// Decoding may start here.
+    pub starts: bool,
+}
+
+/// A clip, demultiplexed.
+pub(super) struct Clip<'a> {
+    pub config: Config,
+    pub units: Vec<Unit<'a>>,
+    /// Seconds.
+    pub duration: f64,
+    pub quarter_turns: u8,
+    pub has_audio: bool,
+}
+
+fn open<'a>(bytes: &'a [u8], limits: &MediaLimits) -> Result<Clip<'a>, MediaError> {
+    let known_but = |codec: &str| Err(unsupported(codec));
+    let mut clip = match bytes {
+        [] => return Err(MediaError::Empty),
+        [0x1A, 0x45, 0xDF, 0xA3, ..] => matroska::open(bytes, limits)?,
+        [_, _, _, _, kind @ ..] if MP4_STARTS.iter().any(|k| kind.starts_with(*k)) => open_mp4(bytes, limits)?,
+        [b'R', b'I', b'F', b'F', _, _, _, _, b'A', b'V', b'I', ..] => return known_but("avi container"),
+        [0, 0, 1, 0xBA | 0xB3, ..] => return known_but("mpeg-1/2 program stream"),
+        [b'G', b'I', b'F', b'8', ..] => return known_but("gif"),
+        [b'F', b'L', b'V', ..] => return known_but("flv container"),
+        [b'O', b'g', b'g', b'S', ..] => return known_but("ogg video"),
+        [0x30, 0x26, 0xB2, 0x75, ..] => return known_but("asf/wmv container"),
+        [0x47, rest @ ..] if rest.get(187) == Some(&0x47) => return known_but("mpeg transport stream"),
+        _ => return Err(MediaError::UnknownFormat { wanted: "video (MP4, MOV, MKV)", found: first_bytes(bytes) }),
+    };
+    if clip.units.is_empty() {
+        return Err(MediaError::Truncated { detail: "a video track without frames".to_owned() });
+    }
+    if let Some(params) = clip.config.params {
+        check_params(&params, limits)?;
+    }
+    for unit in &mut clip.units {
+        unit.starts = h264::units(&unit.bytes, clip.config.length_size)?.iter().any(|u| h264::unit_type(u) == 5);
+    }
+    if !clip.units[0].starts {
+        return Err(MediaError::Corrupt { detail: "the first frame does not decode alone".to_owned() });
+    }
+    Ok(clip)
+}
+
+/// Boxes with which an MP4 or MOV begins.
+const MP4_STARTS: [&[u8]; 7] = [b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"styp"];
+
+fn open_mp4<'a>(bytes: &'a [u8], limits: &MediaLimits) -> Result<Clip<'a>, MediaError> {
+    let track = mp4::video_track(bytes, limits)?.ok_or_else(no_video)?;
+    if !matches!(&track.fourcc, b"avc1" | b"avc3") {
+        return Err(unsupported(&codec_name(&track.fourcc)));
+    }
+    let config = track.config.ok_or_else(|| MediaError::Corrupt { detail: "H.264 without its `avcC` box".to_owned() })?;
+    check_size(track.size.0, track.size.1, limits)?;
+    let seconds = |ticks: f64| ticks / f64::from(track.timescale);
+    let unit = |sample: &mp4::Sample| {
+        // The samples were held to the file's size.
+        let (start, end) = (sample.offset as usize, (sample.offset + sample.len) as usize);
+        let pts_us = (seconds(sample.pts as f64) * 1e6).round() as i64;
+        Unit { bytes: bytes[start..end].into(), offset: start as i64, pts_us, starts: false }
+    };
+    Ok(Clip {
+        config: h264::config(config)?,
+        units: track.samples.iter().map(unit).collect(),
+        duration: seconds(track.samples.iter().map(|s| s.duration as f64).sum()),
+        quarter_turns: track.quarter_turns,
+        has_audio: track.has_audio,
+    })
+}
+
+pub(super) fn no_video() -> MediaError {
+    unsupported("none (the file has no video track)")
+}
+
+pub(super) fn unsupported(codec: &str) -> MediaError {
+    let remedy = "re-encode it as H.264 (8-bit 4:2:0, progressive) in MP4, e.g. `ffmpeg -i IN -c:v libx264 -pix_fmt yuv420p OUT.mp4`";
+    MediaError::UnsupportedCodec { codec: codec.to_owned(), remedy }
+}
+
+fn codec_name(fourcc: &[u8; 4]) -> String {
+    match fourcc {
+        b"hvc1" | b"hev1" | b"dvh1" | b"dvhe" => "hevc".to_owned(),
+        b"vp08" => "vp8".to_owned(),
+        b"vp09" => "vp9".to_owned(),
+        b"av01" => "av1".to_owned(),
+        b"mp4v" => "mpeg-4 part 2".to_owned(),
+        b"encv" => "encrypted video".to_owned(),
+        other => String::from_utf8_lossy(other).escape_default().to_string(),
+    }
+}
+
+fn check_size(width: u64, height: u64, limits: &MediaLimits) -> Result<(), MediaError> {
+    let found = width * height;
+    if found > limits.max_pixels {
+        return Err(MediaError::TooLarge { what: "pixels of a frame", found, limit: limits.max_pixels });
+    }
+    Ok(())
+}
+
+fn check_params(params: &StreamParams, limits: &MediaLimits) -> Result<(), MediaError> {
+    if params.chroma_format != 1 {
+        let name = ["4:0:0", "4:2:0", "4:2:2", "4:4:4"].get(params.chroma_format as usize).unwrap_or(&"unknown chroma");
+        return Err(unsupported(&format!("h264 {name}")));
+    }
+    if params.bit_depth != 8 {
+        return Err(unsupported(&format!("h264 {}-bit", params.bit_depth)));
+    }
+    if params.interlaced {
+        return Err(unsupported("h264 interlaced"));
+    }
+    check_size(params.width, params.height, limits)
+}
+
+impl Clip<'_> {
+    /// Whether no other frame is decoded from this one: most B-frames, half of many streams.
+    fn is_disposable(&self, unit_idx: usize) -> Result<bool, MediaError> {
+        let parts = h264::units(&self.units[unit_idx].bytes, self.config.length_size)?;
+        // Parameter sets in the unit may serve later ones.
+        Ok(parts.iter().all(|p| p[0] & 0x60 == 0 && !matches!(h264::unit_type(p), 7 | 8)))
+    }
+}
+
+/// Decodes units in decoding order, from one that starts.
+struct ClipDecoder<'c> {
+    clip: &'c Clip<'c>,
+    limits: &'c MediaLimits,
+    decoder: Decoder,
+    packet: Vec<u8>,
+}
+
+impl<'c> ClipDecoder<'c> {
+    fn new(clip: &'c Clip<'c>, limits: &'c MediaLimits) -> Self {
+        Self { clip, limits, decoder: Decoder::new(), packet: clip.config.header.clone() }
+    }
+
+    fn decode(&mut self, unit_idx: usize) -> Result<YuvFrame, MediaError> {
+        let broken = |why: &str| MediaError::Corrupt {
+            detail: format!("frame {unit_idx} (in decoding order) does not decode: {why}"),
+        };
+        for part in h264::units(&self.clip.units[unit_idx].bytes, self.clip.config.length_size)? {
+            // A stream may change its parameters on the way.
+            if h264::unit_type(part) == 7
+                && let Some(params) = h264::stream_params(part)
+            {
+                check_params(&params, self.limits)?;
+            }
+            h264::push_unit(&mut self.packet, part);
+        }
+        let decoded = self.decoder.decode(&self.packet);
+        self.packet.clear();
+        match decoded {
+            Ok(Some(yuv)) => Ok(yuv),
+            Ok(None) => Err(broken("its slices do not make a picture")),
+            Err(DecodeError::Unsupported(tool)) => Err(unsupported(&format!("h264 with {tool}"))),
+            Err(DecodeError::Truncated) => Err(broken("its data end early")),
+            Err(DecodeError::MissingParameterSet) => Err(broken("its parameter set is missing")),
+            Err(DecodeError::Internal(why)) => Err(broken(why)),
+        }
+    }
+}
+
+/// RGB of a frame, upright. The matrix is BT.601's, as for most small clips; the range is the stream's.
+fn picture(yuv: &YuvFrame, clip: &Clip<'_>) -> Result<Picture, MediaError> {
+    let (width, height) = (yuv.width, yuv.height);
+    let (half_width, half_height) = (width / 2, height / 2);
+    let n_chroma = half_width * half_height;
+    if width % 2 + height % 2 != 0 || [yuv.y.len(), yuv.u.len(), yuv.v.len()] != [width * height, n_chroma, n_chroma] {
+        return Err(MediaError::Corrupt { detail: format!("a frame of {width} x {height} is not 4:2:0") });
+    }
+    let scale = if clip.config.params.is_some_and(|p| p.full_range) { &FULL_RANGE } else { &LIMITED_RANGE };
+    let mut rgb = vec![0; width * height * 3];
+    let mut shifts = vec![[0_i32; 3]; half_width];
+    let planes = yuv.y.chunks_exact(width * 2).zip(yuv.u.chunks_exact(half_width)).zip(yuv.v.chunks_exact(half_width));
+    // Two rows share their chroma.
+    for (out, ((y, u), v)) in rgb.chunks_exact_mut(width * 6).zip(planes) {
+        for (shift, (&u, &v)) in shifts.iter_mut().zip(u.iter().zip(v)) {
+            let (u, v) = (i32::from(u) - 128, i32::from(v) - 128);
+            *shift = [scale.red_v * v, scale.green_u * u + scale.green_v * v, scale.blue_u * u].map(|s| s + scale.offset);
+        }
+        for (out, y) in out.chunks_exact_mut(width * 3).zip(y.chunks_exact(width)) {
+            for ((out, y), &[r, g, b]) in out.chunks_exact_mut(6).zip(y.chunks_exact(2)).zip(&shifts) {
+                for (out, &y) in out.chunks_exact_mut(3).zip(y) {
+                    let luma = i32::from(y) * scale.luma;
+                    out[0] = ((luma + r) >> 16).clamp(0, 255) as u8;
+                    out[1] = ((luma + g) >> 16).clamp(0, 255) as u8;
+                    out[2] = ((luma + b) >> 16).clamp(0, 255) as u8;
+                }
+            }
+        }
+    }
+    Ok(turned(Picture { width, height, rgb }, clip.quarter_turns))
+}
+
+/// YCbCr → RGB in 16-bit fixed point; `offset` holds the rounding and the luma of black.
+struct Scale {
+    luma: i32,
+    red_v: i32,
+    green_u: i32,
+    green_v: i32,
+    blue_u: i32,
+    offset: i32,
+}
+
+/// BT.601, luma 16 to 235: 255/219, and 255/224 times 1.402, -0.344136, -0.714136, 1.772.
+const LIMITED_RANGE: Scale = Scale {
+    luma: 76_309,
+    red_v: 104_597,
+    green_u: -25_675,
+    green_v: -53_279,
+    blue_u: 132_201,
+    offset: (1 << 15) - 16 * 76_309,
+};
+
+/// BT.601, luma 0 to 255, as in JPEG.
+const FULL_RANGE: Scale =
+    Scale { luma: 1 << 16, red_v: 91_881, green_u: -22_554, green_v: -46_802, blue_u: 116_130, offset: 1 << 15 };
+
+/// Turns a picture clockwise.
+fn turned(picture: Picture, quarter_turns: u8) -> Picture {
+    if quarter_turns == 0 {
+        return picture;
+    }
+    let Picture { width, height, rgb } = picture;
+    let (out_width, out_height) = if quarter_turns % 2 == 0 { (width, height) } else { (height, width) };
+    let mut out = Vec::with_capacity(rgb.len());
+    for y in 0..out_height {
+        for x in 0..out_width {
+            let (from_x, from_y) = match quarter_turns {
+                1 => (y, height - 1 - x),
+                2 => (width - 1 - x, height - 1 - y),
+                _ => (width - 1 - y, x),
+            };
+            let at = (from_y * width + from_x) * 3;
+            out.extend_from_slice(&rgb[at..at + 3]);
+        }
+    }
+    Picture { width: out_width, height: out_height, rgb: out }
 }

@@ -1,0 +1,188 @@
+//! Every thread and every channel of ingest. Media stream through in row order; what is in flight is bounded in bytes.
+//!
+//! ```text
+//! plan ─► read (1 thread) ──2──► verify (n threads, record i to thread i mod n) ──2──► take (the caller), in order
+//!            ▲                                                                           │
+//!            └────────────────── bytes in flight ≤ IN_FLIGHT_BYTES ◄─────────────────────┘
+//! ```
+//!
+//! In: planned records. Out: each one verified or refused, in the plan's order whatever the number of threads.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::Path;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::Builder;
+
+use crossbeam::channel::{Receiver, Sender, bounded};
+use imp_schemas::reject::{Reject, RejectReason};
+
+use crate::config::CorpusConfig;
+use crate::corpus::Locator;
+use crate::error::IngestError;
+use crate::plan::Planned;
+use crate::text::Refusal;
+use crate::tokenizer::CaptionTokenizer;
+use crate::verify::{Record, verify};
+
+/// Media that have been read and not yet been taken; one larger medium may pass alone.
+const IN_FLIGHT_BYTES: u64 = 512 << 20;
+/// Between two stages, per verifying thread.
+const QUEUE: usize = 2;
+/// Open tars; a corpus of more reopens them.
+const MAX_OPEN_FILES: usize = 128;
+
+/// Verifies `records` on `n_workers` threads and hands them to `take` in order.
+///
+/// # Errors
+/// What `take` returns, and threads that cannot be started.
+pub(crate) fn verify_all(
+    corpus: &CorpusConfig,
+    tokenizer: &CaptionTokenizer,
+    n_workers: usize,
+    records: &[Planned],
+    take: &mut dyn FnMut(&Planned, Result<Record, Reject>) -> Result<(), IngestError>,
+) -> Result<(), IngestError> {
+    let in_flight = InFlight::default();
+    let n_workers = n_workers.min(records.len()).max(1);
+    let (read_txs, read_rxs): (Vec<_>, Vec<_>) = (0..n_workers).map(|_| bounded(QUEUE)).unzip();
+    let (done_txs, done_rxs): (Vec<_>, Vec<_>) = (0..n_workers).map(|_| bounded(QUEUE)).unzip();
+    std::thread::scope(|scope| {
+        // Dropped when this closure returns, for whatever cause: closed channels are the order to stop.
+        let done_rxs: Vec<Receiver<Result<Record, Reject>>> = done_rxs;
+        let _closing = CloseOnDrop(&in_flight);
+        let in_flight = &in_flight;
+        let start = |name: String| Builder::new().name(name);
+        let failed = |source| IngestError::Thread { source };
+        start("ingest-read".to_owned())
+            .spawn_scoped(scope, move || read_all(corpus, records, in_flight, &read_txs))
+            .map_err(failed)?;
+        for (worker, (read_rx, done_tx)) in read_rxs.into_iter().zip(done_txs).enumerate() {
+            start(format!("ingest-verify-{worker}"))
+                .spawn_scoped(scope, move || {
+                    let mine = records.iter().skip(worker).step_by(n_workers);
+                    verify_some(corpus, tokenizer, mine, &read_rx, &done_tx);
+                })
+                .map_err(failed)?;
+        }
+        for (planned, done_rx) in records.iter().zip(done_rxs.iter().cycle()) {
+            let verified = done_rx.recv().map_err(|_| IngestError::ThreadDied { name: "ingest-verify" })?;
+            let taken = take(planned, verified);
+            in_flight.release(planned.medium.len);
+            taken?;
+        }
+        Ok(())
+    })
+}
+
+type ReadResult = Result<Vec<u8>, Refusal>;
+
+fn read_all(corpus: &CorpusConfig, records: &[Planned], in_flight: &InFlight, read_txs: &[Sender<ReadResult>]) {
+    let mut files = HashMap::new();
+    for (planned, read_tx) in records.iter().zip(read_txs.iter().cycle()) {
+        if !in_flight.acquire(planned.medium.len) {
+            return;
+        }
+        let bytes = read_one(&planned.medium, corpus.limits.max_media_bytes(), &mut files);
+        if read_tx.send(bytes).is_err() {
+            return; // The verifier is gone: the run is over.
+        }
+    }
+}
+
+fn verify_some<'a>(
+    corpus: &CorpusConfig,
+    tokenizer: &CaptionTokenizer,
+    mine: impl Iterator<Item = &'a Planned>,
+    read_rx: &Receiver<ReadResult>,
+    done_tx: &Sender<Result<Record, Reject>>,
+) {
+    for (planned, read) in mine.zip(read_rx) {
+        let verified = match read {
+            Ok(media) => {
+                verify(corpus, tokenizer, planned, media).map_err(|(refusal, media)| planned.reject(refusal, &media))
+            }
+            Err(refusal) => Err(planned.reject(refusal, &[])),
+        };
+        if done_tx.send(verified).is_err() {
+            return; // The packer is gone: the run is over.
+        }
+    }
+}
+
+fn read_one(medium: &Locator, limit: u64, files: &mut HashMap<Arc<Path>, File>) -> ReadResult {
+    let &Locator { offset, len, .. } = medium;
+    if len == 0 {
+        return Err((RejectReason::EmptyFile, "the file has 0 bytes".to_owned()));
+    }
+    if len > limit {
+        return Err((RejectReason::TooLarge, format!("the file has {len} bytes, the limit is {limit}")));
+    }
+    let unreadable = |e: std::io::Error| match e.kind() {
+        std::io::ErrorKind::NotFound => (RejectReason::MissingFile, "the file is gone".to_owned()),
+        _ => (RejectReason::Unreadable, e.to_string()),
+    };
+    if files.len() >= MAX_OPEN_FILES {
+        files.clear();
+    }
+    // A range that starts at 0 is mostly a file of its own, which is not read again.
+    let mut own;
+    let file = if offset == 0 {
+        own = File::open(&medium.file).map_err(unreadable)?;
+        &mut own
+    } else {
+        match files.entry(Arc::clone(&medium.file)) {
+            std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
+            std::collections::hash_map::Entry::Vacant(entry) => {
+                entry.insert(File::open(&medium.file).map_err(unreadable)?)
+            }
+        }
+    };
+    file.seek(SeekFrom::Start(offset)).map_err(unreadable)?;
+    let mut bytes = Vec::with_capacity(usize::try_from(len).unwrap_or(0));
+    file.take(len).read_to_end(&mut bytes).map_err(unreadable)?;
+    if (bytes.len() as u64) < len {
+        return Err((RejectReason::Truncated, format!("{} bytes read, {len} were there before", bytes.len())));
+    }
+    Ok(bytes)
+}
+
+/// Bytes between reader and taker.
+#[derive(Debug, Default)]
+struct InFlight {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    n_bytes: u64,
+    is_closed: bool,
+}
+
+impl InFlight {
+    /// Waits until `n` bytes may be read; false if nobody takes any more. Records are taken in the order they were read, so
+    /// the oldest can always go on, and a medium above the limit passes when it is alone.
+    fn acquire(&self, n: u64) -> bool {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let waits = |state: &mut State| !state.is_closed && state.n_bytes > 0 && state.n_bytes + n > IN_FLIGHT_BYTES;
+        let mut state = self.changed.wait_while(state, waits).unwrap_or_else(PoisonError::into_inner);
+        state.n_bytes += n;
+        !state.is_closed
+    }
+
+    fn release(&self, n: u64) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).n_bytes -= n;
+        self.changed.notify_one();
+    }
+}
+
+struct CloseOnDrop<'a>(&'a InFlight);
+
+impl Drop for CloseOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner).is_closed = true;
+        self.0.changed.notify_all();
+    }
+}

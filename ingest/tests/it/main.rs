@@ -1,0 +1,9 @@
+//! Ingest under test: what people have goes in, what a store holds is looked at.
+
+mod common;
+mod failures;
+mod forms;
+#[cfg(feature = "real-data")]
+mod real_data;
+mod rejects;
+mod shards;

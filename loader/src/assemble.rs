@@ -1,0 +1,204 @@
+//! Examples → batches, in order of steps.
+//!
+//! In: decoded examples as they come. Out: batches in order. Never: padding between examples, a short batch in training, a
+//! record left out in silence: for content that cannot make an example, the next index of the same permutation stands in,
+//! the same one on every machine and with every number of threads, and the record is remembered.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError};
+
+use crossbeam::channel::{Receiver, Sender};
+use imp_schemas::batch::{AudioBatch, Batch, ExampleId, TextBatch, VisionBatch};
+use imp_schemas::resolution::Resolution;
+use imp_schemas::task::View;
+
+use crate::decode::{Example, Workbench};
+use crate::error::{ContentFault, LoaderError};
+use crate::pipeline::{Decoded, Fault, Ready, Shared, Work};
+use crate::plan::{Plan, StepPlan};
+use crate::record::Record;
+use crate::stats::{Counters, Substituted};
+
+/// Puts examples back in order, finds substitutes, makes batches.
+pub struct Assembler<'a> {
+    shared: &'a Shared,
+    bench: Workbench,
+    pending: BTreeMap<u64, Pending>,
+    next_seq: u64,
+}
+
+enum Pending {
+    Partly { work: Arc<Work>, results: Vec<Option<Result<Example, Fault>>> },
+    Failed(LoaderError),
+}
+
+impl<'a> Assembler<'a> {
+    pub fn new(shared: &'a Shared) -> Self {
+        Self { shared, bench: shared.workbench(), pending: BTreeMap::new(), next_seq: 0 }
+    }
+
+    /// Until there are no more examples, nobody wants batches, or a batch cannot be made.
+    pub fn run(mut self, decoded: &Receiver<Decoded>, ready: &Sender<Result<Ready, LoaderError>>) {
+        for message in decoded {
+            self.take(message);
+            while let Some(pending) = self.next_complete() {
+                let counter = &self.shared.counters.assemble;
+                let batch = Counters::charge(counter, || self.finish(pending));
+                self.next_seq += 1;
+                let failed = batch.is_err();
+                if ready.send(batch).is_err() || failed {
+                    return; // The trainer is gone, or has been told why there is no next batch.
+                }
+            }
+        }
+    }
+
+    fn take(&mut self, message: Decoded) {
+        match message {
+            Decoded::Failed { seq, error } => {
+                self.pending.insert(seq, Pending::Failed(error));
+            }
+            Decoded::One { work, i, result } => {
+                let n = work.records.len();
+                let fresh = || Pending::Partly { work: Arc::clone(&work), results: (0..n).map(|_| None).collect() };
+                if let Pending::Partly { results, .. } = self.pending.entry(work.seq).or_insert_with(fresh) {
+                    results[i] = Some(result);
+                }
+            }
+        }
+    }
+
+    /// The next step's examples, once all of them are there.
+    fn next_complete(&mut self) -> Option<Pending> {
+        let complete = match self.pending.get(&self.next_seq)? {
+            Pending::Failed(_) => true,
+            Pending::Partly { results, .. } => results.iter().all(Option::is_some),
+        };
+        if complete { self.pending.remove(&self.next_seq) } else { None }
+    }
+
+    fn finish(&mut self, pending: Pending) -> Result<Ready, LoaderError> {
+        let (work, results) = match pending {
+            Pending::Partly { work, results } => (work, results),
+            Pending::Failed(error) => return Err(error),
+        };
+        let plan = &work.plan;
+        let mut made = Vec::with_capacity(results.len());
+        // Substitutes come from beyond the batch, so that no example stands in it twice.
+        let mut next_k = plan.first + plan.examples.len() as u64;
+        for ((id, record), result) in plan.examples.iter().zip(&work.records).zip(results.into_iter().flatten()) {
+            match (result, &self.shared.plan) {
+                (Ok(example), _) => made.push((*id, example)),
+                (Err(fault), Some(order)) => made.push(self.substitute(order, plan, record, fault, &mut next_k)?),
+                (Err(fault), None) => self.leave_out(record, fault)?,
+            }
+        }
+        let recipe = &self.shared.recipes[plan.task_idx];
+        let batch = assemble(plan, &recipe.views[plan.view_idx], &made);
+        let metas = made.into_iter().map(|(_, example)| example.meta).collect();
+        let permit = work.permit.lock().unwrap_or_else(PoisonError::into_inner).take();
+        Ok(Ready { batch, metas, permit })
+    }
+
+    /// The first example from `next_k` on whose content can make one.
+    fn substitute(
+        &mut self,
+        order: &Plan,
+        plan: &StepPlan,
+        record: &Record,
+        fault: Fault,
+        next_k: &mut u64,
+    ) -> Result<(ExampleId, Example), LoaderError> {
+        let mut reason = self.count(record, fault)?;
+        let n_rows = order.n_rows(plan.task_idx);
+        for _ in 0..n_rows {
+            let id = order.example_at(plan.task_idx, *next_k);
+            *next_k += 1;
+            let recipe = &self.shared.recipes[plan.task_idx];
+            for record in self.shared.fetcher.fetch(recipe, &[id])? {
+                match self.shared.decode(&mut self.bench, plan, &id, &record) {
+                    Ok(example) => return Ok((id, example)),
+                    Err(fault) => reason = self.count(&record, fault)?,
+                }
+            }
+        }
+        let task = self.shared.recipes[plan.task_idx].name.clone();
+        Err(LoaderError::NothingDecodes { task, n_rows, reason })
+    }
+
+    /// Remembers a record that cannot make an example; an error if there are too many, or if a decoder panicked.
+    fn count(&self, record: &Record, fault: Fault) -> Result<ContentFault, LoaderError> {
+        let (corpus, shard, row) = self.place_of(record);
+        let reason = match fault {
+            Fault::Content(reason) => reason,
+            Fault::Panic(detail) => return Err(LoaderError::Panicked { corpus, shard, row, detail }),
+        };
+        if reason == ContentFault::NoSound {
+            self.shared.counters.n_without_sound.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            return Ok(reason);
+        }
+        let entry = Substituted { corpus: corpus.clone(), shard: shard.clone(), row, reason: reason.to_string() };
+        let n_substituted = self.shared.counters.substitute(entry);
+        let limit = self.shared.max_substituted;
+        if n_substituted > limit {
+            return Err(LoaderError::TooManySubstituted { corpus, shard, row, reason, n_substituted, limit });
+        }
+        Ok(reason)
+    }
+
+    /// Evaluation: only a record that does not have what is evaluated may be missing.
+    fn leave_out(&self, record: &Record, fault: Fault) -> Result<(), LoaderError> {
+        let (corpus, shard, row) = self.place_of(record);
+        match fault {
+            Fault::Content(ContentFault::NoSound) => {
+                self.shared.counters.n_without_sound.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                Ok(())
+            }
+            Fault::Content(reason) => Err(LoaderError::Undecodable { corpus, shard, row, reason }),
+            Fault::Panic(detail) => Err(LoaderError::Panicked { corpus, shard, row, detail }),
+        }
+    }
+
+    fn place_of(&self, record: &Record) -> (String, String, u64) {
+        let split = &self.shared.fetcher.splits[record.place.corpus];
+        (split.corpus.clone(), record.place.shard.to_string(), record.place.row_in_shard)
+    }
+}
+
+/// The batch of `plan` at `view`; `made` stands in the order of examples and each says which record it was made from.
+fn assemble(plan: &StepPlan, view: &View, made: &[(ExampleId, Example)]) -> Batch {
+    let vision = view.vision().map(|resolution| VisionBatch {
+        resolution,
+        pixels: joined(made, |e| e.pixels.as_deref()),
+        kept: kept(made, |e| e.kept_vision.as_deref()),
+    });
+    let audio = view.audio().map(|resolution| AudioBatch {
+        resolution,
+        log_mel: joined(made, |e| e.log_mel.as_deref()),
+        kept: kept(made, |e| e.kept_audio.as_deref()),
+    });
+    let text = view.text().and_then(|resolution| match resolution {
+        Resolution::Text { tokens } => Some(TextBatch { n_tokens: tokens, ids: joined(made, |e| e.ids.as_deref()) }),
+        Resolution::Image { .. } | Resolution::Video { .. } | Resolution::Audio { .. } => None,
+    });
+    Batch {
+        step: plan.step,
+        task_idx: plan.task_idx,
+        view_idx: plan.view_idx,
+        examples: made.iter().map(|(id, _)| *id).collect(),
+        vision,
+        audio,
+        text,
+        labels: made.iter().map(|(_, e)| e.label).collect(),
+    }
+}
+
+fn joined<'a, T: Copy + 'a>(made: &'a [(ExampleId, Example)], of: impl Fn(&'a Example) -> Option<&'a [T]>) -> Vec<T> {
+    let parts: Vec<&[T]> = made.iter().filter_map(|(_, example)| of(example)).collect();
+    parts.concat()
+}
+
+fn kept<'a>(made: &'a [(ExampleId, Example)], of: impl Fn(&'a Example) -> Option<&'a [u32]>) -> Option<Vec<u32>> {
+    made.first().and_then(|(_, example)| of(example))?;
+    Some(joined(made, of))
+}

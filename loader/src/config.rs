@@ -1,0 +1,42 @@
+//! Settings of the machinery: threads, queues, bytes. None of them changes a byte of a batch.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::LoaderError;
+
+/// `[train.loader]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LoaderSettings {
+    /// Threads that decode, crop and resize.
+    pub decode_threads: usize,
+    /// Finished batches that wait for the trainer.
+    pub prefetch_batches: usize,
+    /// Encoded media and arrays of all batches under way, MiB; one batch is always let through.
+    pub max_buffered_mib: usize,
+    /// Decoded working copies kept from epoch to epoch, MiB; 0 keeps none.
+    pub decoded_cache_mib: usize,
+    /// Records that may turn out not to decode before the run stops.
+    pub max_substituted: u64,
+}
+
+impl Default for LoaderSettings {
+    fn default() -> Self {
+        Self { decode_threads: 2, prefetch_batches: 4, max_buffered_mib: 512, decoded_cache_mib: 512, max_substituted: 32 }
+    }
+}
+
+impl LoaderSettings {
+    /// # Errors
+    /// [`LoaderError::Setting`] with the key, its value and the rule.
+    pub fn check(&self) -> Result<(), LoaderError> {
+        let within = |key, found: usize, low: usize, high: usize, rule| {
+            let error = || LoaderError::Setting { key, found: found.to_string(), rule };
+            if (low..=high).contains(&found) { Ok(()) } else { Err(error()) }
+        };
+        within("decode_threads", self.decode_threads, 1, 1024, "between 1 and 1024")?;
+        within("prefetch_batches", self.prefetch_batches, 1, 4096, "between 1 and 4096")?;
+        within("max_buffered_mib", self.max_buffered_mib, 1, 1 << 24, "between 1 and 16777216")?;
+        within("decoded_cache_mib", self.decoded_cache_mib, 0, 1 << 24, "at most 16777216")
+    }
+}

@@ -1,0 +1,83 @@
+//! Splits of corpora, open for reading by row.
+//!
+//! In: manifests. Out: which shard and row a row of a split is, and an open reader of that shard. Never: a footer read twice.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use imp_schemas::manifest::ShardEntry;
+use imp_schemas::modality::RecordKind;
+use imp_schemas::shard::shard_key;
+use imp_schemas::shard_reader::ShardReader;
+use imp_schemas::store::{Snapshot, Store};
+
+use crate::error::LoaderError;
+
+/// One split of one corpus.
+pub struct Split {
+    pub corpus: String,
+    pub split: String,
+    pub kind: RecordKind,
+    /// Encoded bytes of an average record.
+    pub mean_bytes: u64,
+    shards: Vec<OpenedShard>,
+    /// First row of each shard, and one past the last row.
+    starts: Vec<u64>,
+}
+
+struct OpenedShard {
+    entry: ShardEntry,
+    key: Arc<str>,
+    reader: Mutex<Option<Arc<ShardReader>>>,
+}
+
+impl Split {
+    /// # Errors
+    /// The snapshot has no such split.
+    pub fn new(snapshot: &Snapshot, split: &str) -> Result<Self, LoaderError> {
+        let manifest = &snapshot.manifest;
+        let entries = manifest.split(split)?;
+        let mut starts = vec![0];
+        for entry in &entries {
+            starts.push(starts[starts.len() - 1] + entry.n_rows);
+        }
+        let n_rows = starts[starts.len() - 1].max(1);
+        let mean_bytes = entries.iter().map(|e| e.media_bytes).sum::<u64>() / n_rows;
+        let shards = entries.into_iter().map(|entry| OpenedShard {
+            entry: entry.clone(),
+            key: Arc::from(shard_key(&manifest.corpus, &entry.digest)),
+            reader: Mutex::new(None),
+        });
+        let (corpus, split) = (manifest.corpus.clone(), split.to_owned());
+        Ok(Self { corpus, split, kind: manifest.kind, mean_bytes, shards: shards.collect(), starts })
+    }
+
+    pub fn n_rows(&self) -> u64 {
+        self.starts[self.starts.len() - 1]
+    }
+
+    /// Shard (index in the split) and row within it.
+    pub fn locate(&self, row: u64) -> (usize, u64) {
+        let shard_idx = self.starts.partition_point(|&start| start <= row).saturating_sub(1);
+        (shard_idx, row - self.starts[shard_idx])
+    }
+
+    pub fn shard_key(&self, shard_idx: usize) -> &Arc<str> {
+        &self.shards[shard_idx].key
+    }
+
+    /// The reader of a shard, opened at first use.
+    ///
+    /// # Errors
+    /// The shard cannot be opened.
+    pub fn reader(&self, store: &Store, shard_idx: usize) -> Result<Arc<ShardReader>, LoaderError> {
+        let shard = &self.shards[shard_idx];
+        let mut slot = shard.reader.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(reader) = &*slot {
+            return Ok(Arc::clone(reader));
+        }
+        let opened = ShardReader::open(store, &self.corpus, &shard.entry);
+        let reader = Arc::new(opened.map_err(|source| LoaderError::Shard { corpus: self.corpus.clone(), source })?);
+        *slot = Some(Arc::clone(&reader));
+        Ok(reader)
+    }
+}

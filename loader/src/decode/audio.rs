@@ -1,0 +1,141 @@
+//! Sounds → spectrograms of a batch: resample, place, log-mel.
+//!
+//! In: a decoded waveform. Out: `[frames, mels]`. Never: a sound that decides the size: it is cut or padded to the view.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use imp_schemas::media::Waveform;
+use rubato::audioadapter_buffers::direct::InterleavedSlice;
+use rubato::{Fft, FixedSync, Resampler, WindowFunction};
+
+use super::log_mel::{LogMel, MelTables};
+use crate::error::ContentFault;
+
+/// Input samples of one resampler call. One FFT block a call, so that the pass band reaches 0.95 of the lower rate's half.
+const CHUNK: usize = 1024;
+
+/// Resamples and transforms on one thread; keeps its tables.
+pub struct Sounds {
+    log_mel: LogMel,
+    sample_rate: u32,
+    hop: usize,
+    /// By the rate that a sound came with.
+    resamplers: HashMap<u32, Fft<f32>>,
+}
+
+/// Where the sound stands in its frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Placement {
+    /// The sound starts at this sample of the frame.
+    Pad(usize),
+    /// The frame starts at this sample of the sound.
+    Cut(usize),
+}
+
+impl Sounds {
+    pub fn new(tables: &Arc<MelTables>) -> Self {
+        let spec = tables.spec();
+        let (sample_rate, hop) = (spec.sample_rate, spec.hop);
+        Self { log_mel: LogMel::new(tables), sample_rate, hop, resamplers: HashMap::new() }
+    }
+
+    /// Hz.
+    pub fn sample_rate(&self) -> u32 {
+        self.sample_rate
+    }
+
+    /// The samples of `waveform` at the spectrogram's rate.
+    pub fn resample(&mut self, waveform: Waveform) -> Result<Vec<f32>, ContentFault> {
+        let impossible = |what, found: String| ContentFault::Impossible { what, found };
+        if waveform.samples.is_empty() {
+            return Err(impossible("a sound of", "0 samples".to_owned()));
+        }
+        if waveform.sampling_rate == self.sample_rate {
+            return Ok(waveform.samples);
+        }
+        let (from, to) = (waveform.sampling_rate, self.sample_rate);
+        let failed = |e: &dyn std::fmt::Display| impossible("a sound that cannot be resampled:", format!("{from} Hz, {e}"));
+        let resampler = match self.resamplers.entry(from) {
+            std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
+            std::collections::hash_map::Entry::Vacant(entry) => {
+                let window = WindowFunction::BlackmanHarris2;
+                let made = Fft::new_custom(from as usize, to as usize, CHUNK, 1, 1, window, FixedSync::Both);
+                entry.insert(made.map_err(|e| failed(&e))?)
+            }
+        };
+        let n = waveform.samples.len();
+        let input = InterleavedSlice::new(&waveform.samples, 1, n).map_err(|e| failed(&e))?;
+        Ok(resampler.process_all(&input, n, None).map_err(|e| failed(&e))?.take_data())
+    }
+
+    /// Samples that `frames` frames of a view span.
+    pub fn n_samples(&self, frames: usize) -> usize {
+        frames * self.hop
+    }
+
+    /// `[frames, mels]` of `samples` placed in a frame of silence, `gain` times as loud.
+    pub fn spectrogram(&mut self, samples: &[f32], frames: usize, placement: Placement, gain: f32) -> Vec<f32> {
+        let mut frame = vec![0.0; self.n_samples(frames)];
+        let (to, from) = match placement {
+            Placement::Pad(at) => (at.min(frame.len()), 0),
+            Placement::Cut(at) => (0, at.min(samples.len())),
+        };
+        for (to, from) in frame[to..].iter_mut().zip(&samples[from..]) {
+            *to = from * gain;
+        }
+        self.log_mel.log_mel(&frame)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use imp_schemas::spectrogram::SpectrogramSpec;
+
+    use super::*;
+
+    fn sounds() -> Sounds {
+        Sounds::new(&Arc::new(MelTables::new(&SpectrogramSpec::default(), 16_000.0)))
+    }
+
+    fn tone(rate: u32, hz: f64, seconds: f64) -> Vec<f32> {
+        let n = (f64::from(rate) * seconds) as usize;
+        (0..n).map(|i| (std::f64::consts::TAU * hz * i as f64 / f64::from(rate)).sin() as f32).collect()
+    }
+
+    #[test]
+    fn a_tone_survives_resampling_and_keeps_its_place() {
+        for rate in [8_000, 22_050, 44_100, 48_000] {
+            for hz in [440.0, 3_000.0] {
+                let waveform = Waveform { sampling_rate: rate, samples: tone(rate, hz, 1.0) };
+                let got = sounds().resample(waveform).unwrap();
+                let want = tone(16_000, hz, 1.0);
+                assert!(got.len().abs_diff(want.len()) <= 1, "{rate}: {}", got.len());
+                // The first and last 50 ms hold the filter's edges.
+                let error = got[800..15_200].iter().zip(&want[800..]).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                assert!(error < 2e-3, "{rate} Hz, tone of {hz} Hz: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_tone_above_the_new_half_rate_is_gone() {
+        let waveform = Waveform { sampling_rate: 44_100, samples: tone(44_100, 12_000.0, 1.0) };
+        let got = sounds().resample(waveform).unwrap();
+        let loudest = got[800..15_200].iter().fold(0.0f32, |m, v| m.max(v.abs()));
+        assert!(loudest < 1e-3, "{loudest}");
+    }
+
+    #[test]
+    fn a_sound_is_placed_where_it_is_told() {
+        let mut sounds = sounds();
+        let samples = tone(16_000, 1_000.0, 0.5);
+        let mut padded = vec![0.0; 16 * 1024];
+        padded[3000..3000 + samples.len()].copy_from_slice(&samples);
+        let got = sounds.spectrogram(&samples, 16, Placement::Pad(3000), 1.0);
+        assert_eq!(got, sounds.log_mel.log_mel(&padded));
+        assert_eq!(got.len(), 16 * 128);
+        let cut = sounds.spectrogram(&samples, 2, Placement::Cut(1000), 1.0);
+        assert_eq!(cut, sounds.log_mel.log_mel(&samples[1000..1000 + 2048]));
+    }
+}

@@ -1,0 +1,315 @@
+//! Records → examples: decode, crop, resize, spectrogram, tokens; one file per modality.
+//!
+//! In: one record and the recipe of its task. Out: the arrays of one example, or why its content cannot make one. Never:
+//! I/O, a size that depends on the content, a draw that depends on another.
+
+pub mod audio;
+pub mod image;
+pub mod log_mel;
+pub mod video;
+
+use std::sync::Arc;
+
+use imp_schemas::batch::ExampleId;
+use imp_schemas::media::{MediaLimits, Picture, read_audio, read_frames, read_image};
+use imp_schemas::modality::Modality;
+use imp_schemas::resolution::{Resolution, n_kept};
+use imp_schemas::task::View;
+
+use crate::augment::{CropBox, Draw, Draws, Jitter, centre_box, flip, kept_tokens, random_box};
+use crate::cache::{Cache, CacheKey, Form, Held};
+use crate::error::ContentFault;
+use crate::recipe::Recipe;
+use crate::record::{Meta, Record};
+use audio::{Placement, Sounds};
+use image::Pixels;
+use log_mel::MelTables;
+
+/// The arrays of one example.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Example {
+    /// `[frames, height, width, 3]`.
+    pub pixels: Option<Vec<u8>>,
+    pub kept_vision: Option<Vec<u32>>,
+    /// `[frames, mels]`.
+    pub log_mel: Option<Vec<f32>>,
+    pub kept_audio: Option<Vec<u32>>,
+    pub ids: Option<Vec<i32>>,
+    pub label: Option<u32>,
+    /// Small columns, for evaluation.
+    pub meta: Arc<Meta>,
+}
+
+/// What one thread needs to decode.
+pub struct Workbench {
+    pixels: Pixels,
+    sounds: Sounds,
+    cache: Arc<Cache>,
+    limits: MediaLimits,
+}
+
+impl Workbench {
+    pub fn new(tables: &Arc<MelTables>, cache: &Arc<Cache>) -> Self {
+        let (pixels, sounds) = (Pixels::default(), Sounds::new(tables));
+        Self { pixels, sounds, cache: Arc::clone(cache), limits: MediaLimits::default() }
+    }
+
+    /// The example that `record` makes at `view`.
+    ///
+    /// # Errors
+    /// Why the content cannot make one.
+    pub fn example(
+        &mut self,
+        recipe: &Recipe,
+        view: &View,
+        id: &ExampleId,
+        record: &Record,
+    ) -> Result<Example, ContentFault> {
+        let draws = Draws::new(recipe.seed, recipe.task_idx, id);
+        let label = record.meta.label;
+        if recipe.needs_label && label.is_none() {
+            return Err(ContentFault::NoLabel);
+        }
+        let mut example = Example { label, meta: Arc::clone(&record.meta), ..Example::default() };
+        // A clip's first frame places its sound.
+        let mut start_seconds = None;
+        match view.vision() {
+            Some(Resolution::Image { height, width }) => {
+                example.pixels = Some(self.picture(recipe, &draws, record, height, width)?);
+            }
+            Some(Resolution::Video { frames, height, width }) => {
+                let clip = self.clip(recipe, view, &draws, record, [frames, height, width])?;
+                example.pixels = Some(clip.0);
+                start_seconds = clip.1;
+            }
+            Some(Resolution::Audio { .. } | Resolution::Text { .. }) | None => {}
+        }
+        if let Some(Resolution::Audio { frames, .. }) = view.audio() {
+            example.log_mel = Some(self.sound(recipe, &draws, record, frames, start_seconds)?);
+        }
+        if let Some(Resolution::Text { tokens }) = view.text() {
+            example.ids = Some(caption(recipe, &draws, &record.meta, tokens)?);
+        }
+        if !recipe.evaluates() && view.drop_rate() > 0.0 {
+            let kept = |resolution: Option<Resolution>, draw| {
+                let n = resolution?.n_tokens(&recipe.patching).unwrap_or(0);
+                Some(kept_tokens(&mut draws.rng(draw), n, n_kept(n, view.drop_rate())))
+            };
+            example.kept_vision = kept(view.vision(), Draw::KeptVision);
+            example.kept_audio = kept(view.audio(), Draw::KeptAudio);
+        }
+        Ok(example)
+    }
+
+    fn picture(
+        &mut self,
+        recipe: &Recipe,
+        draws: &Draws,
+        record: &Record,
+        height: usize,
+        width: usize,
+    ) -> Result<Vec<u8>, ContentFault> {
+        let form = Form::Picture { side: recipe.working_side };
+        let held = match record.form(form) {
+            Some(Held::Pictures(pictures)) => Arc::clone(pictures),
+            _ => {
+                let bytes = record.medium().ok_or(ContentFault::NoMedium)?;
+                let (_, picture) = read_image(bytes, &self.limits)?;
+                let copies = Arc::new(vec![self.pixels.reduce(picture, recipe.working_side)?]);
+                self.cache.put(key(record, form), Held::Pictures(Arc::clone(&copies)));
+                copies
+            }
+        };
+        let picture = held.first().ok_or(ContentFault::NoMedium)?;
+        let mut out = vec![0; height * width * 3];
+        let crop = crop_of(recipe, draws, picture, height, width);
+        self.pixels.crop_resize(picture, crop, width, height, &mut out)?;
+        recolour(recipe, draws, &mut out, width);
+        Ok(out)
+    }
+
+    /// Pixels of a clip, and the second of the source at which it starts if the source is longer than the clip.
+    fn clip(
+        &mut self,
+        recipe: &Recipe,
+        view: &View,
+        draws: &Draws,
+        record: &Record,
+        [frames, height, width]: [usize; 3],
+    ) -> Result<(Vec<u8>, Option<f64>), ContentFault> {
+        let impossible = |found: usize| ContentFault::Impossible { what: "a number of frames of", found: found.to_string() };
+        let n = record.meta.num_frames.filter(|&n| n > 0).ok_or_else(|| impossible(0))?;
+        let mut start = draws.rng(Draw::Start);
+        let rng = (!recipe.evaluates()).then_some(&mut start);
+        let wanted = video::clip_frames(n, frames, view.stride(), rng);
+        let frame_len = height * width * 3;
+        let mut out = vec![0; frames * frame_len];
+        if let Some(all) = self.all_frames(recipe, record, n)? {
+            for (to, &i) in out.chunks_exact_mut(frame_len).zip(&wanted) {
+                let frame = all.get(i).ok_or_else(|| impossible(all.len()))?;
+                let crop = crop_of(recipe, draws, frame, height, width);
+                self.pixels.crop_resize(frame, crop, width, height, to)?;
+            }
+        } else {
+            self.few_frames(recipe, draws, record, &wanted, [height, width], &mut out)?;
+        }
+        recolour(recipe, draws, &mut out, width);
+        let span = (frames.saturating_sub(1)) * view.stride() + 1;
+        let seconds = record.meta.fps.filter(|&fps| fps > 0.0 && n >= span).map(|fps| wanted[0] as f64 / fps);
+        Ok((out, seconds))
+    }
+
+    /// Every frame at the working side, if they are or can be kept.
+    fn all_frames(
+        &mut self,
+        recipe: &Recipe,
+        record: &Record,
+        n: usize,
+    ) -> Result<Option<Arc<Vec<Picture>>>, ContentFault> {
+        let form = Form::Frames { side: recipe.working_side };
+        if let Some(Held::Pictures(frames)) = record.form(form) {
+            return Ok(Some(Arc::clone(frames)));
+        }
+        let (Some(width), Some(height)) = (record.meta.width, record.meta.height) else { return Ok(None) };
+        let shorter = width.min(height).max(1);
+        let side = recipe.working_side.unwrap_or(shorter).min(shorter);
+        let frame_bytes = (width * side / shorter + 1) * (height * side / shorter + 1) * 3 + size_of::<Picture>();
+        if !self.cache.has_room(n * frame_bytes) {
+            return Ok(None);
+        }
+        let bytes = record.medium().ok_or(ContentFault::NoMedium)?;
+        let mut frames = Vec::with_capacity(n);
+        let mut fault = None;
+        let all: Vec<usize> = (0..n).collect();
+        let pixels = &mut self.pixels;
+        read_frames(bytes, &all, &self.limits, &mut |_, picture| {
+            match pixels.reduce(picture, recipe.working_side) {
+                Ok(reduced) => frames.push(reduced),
+                Err(e) => fault = Some(e),
+            }
+        })?;
+        if let Some(fault) = fault {
+            return Err(fault);
+        }
+        let frames = Arc::new(frames);
+        self.cache.put(key(record, form), Held::Pictures(Arc::clone(&frames)));
+        Ok(Some(frames))
+    }
+
+    /// Frames `wanted` straight to the view's size: the source's full-size frames never lie side by side.
+    fn few_frames(
+        &mut self,
+        recipe: &Recipe,
+        draws: &Draws,
+        record: &Record,
+        wanted: &[usize],
+        [height, width]: [usize; 2],
+        out: &mut [u8],
+    ) -> Result<(), ContentFault> {
+        let bytes = record.medium().ok_or(ContentFault::NoMedium)?;
+        let mut distinct = wanted.to_vec();
+        distinct.sort_unstable();
+        distinct.dedup();
+        let frame_len = height * width * 3;
+        let mut small: Vec<(usize, Vec<u8>)> = Vec::with_capacity(distinct.len());
+        let mut fault = None;
+        let pixels = &mut self.pixels;
+        read_frames(bytes, &distinct, &self.limits, &mut |i, picture| {
+            let made = pixels.reduce(picture, recipe.working_side).and_then(|frame| {
+                let mut to = vec![0; frame_len];
+                let crop = crop_of(recipe, draws, &frame, height, width);
+                pixels.crop_resize(&frame, crop, width, height, &mut to)?;
+                Ok(to)
+            });
+            match made {
+                Ok(to) => small.push((i, to)),
+                Err(e) => fault = Some(e),
+            }
+        })?;
+        if let Some(fault) = fault {
+            return Err(fault);
+        }
+        for (to, i) in out.chunks_exact_mut(frame_len).zip(wanted) {
+            let found = small.iter().find(|(at, _)| at == i);
+            let missing = || ContentFault::Impossible { what: "no frame", found: i.to_string() };
+            to.copy_from_slice(&found.ok_or_else(missing)?.1);
+        }
+        Ok(())
+    }
+
+    fn sound(
+        &mut self,
+        recipe: &Recipe,
+        draws: &Draws,
+        record: &Record,
+        frames: usize,
+        start_seconds: Option<f64>,
+    ) -> Result<Vec<f32>, ContentFault> {
+        if record.meta.has_audio == Some(false) {
+            return Err(ContentFault::NoSound);
+        }
+        let samples = match record.form(Form::Sound) {
+            Some(Held::Sound(samples)) => Arc::clone(samples),
+            _ => {
+                let bytes = record.medium().ok_or(ContentFault::NoMedium)?;
+                let (_, waveform) = read_audio(bytes, &self.limits)?;
+                let samples = Arc::new(self.sounds.resample(waveform)?);
+                self.cache.put(key(record, Form::Sound), Held::Sound(Arc::clone(&samples)));
+                samples
+            }
+        };
+        let wanted = self.sounds.n_samples(frames);
+        let shift = recipe.augment.as_ref().is_some_and(|a| a.time_shift);
+        let place = |room: usize| {
+            if shift { draws.rng(Draw::Shift).below(room as u64 + 1) as usize } else { room / 2 }
+        };
+        let placement = if samples.len() <= wanted {
+            Placement::Pad(place(wanted - samples.len()))
+        } else {
+            let room = samples.len() - wanted;
+            let with_clip = start_seconds.map(|s| (s * f64::from(self.sounds.sample_rate())).round() as usize);
+            Placement::Cut(with_clip.map_or_else(|| place(room), |at| at.min(room)))
+        };
+        let gain_db = recipe.augment.as_ref().map_or(0.0, |a| a.gain_db);
+        let gain = if gain_db > 0.0 {
+            10f64.powf(draws.rng(Draw::Gain).between(-gain_db, gain_db) / 20.0) as f32
+        } else {
+            1.0
+        };
+        Ok(self.sounds.spectrogram(&samples, frames, placement, gain))
+    }
+}
+
+fn key(record: &Record, form: Form) -> CacheKey {
+    CacheKey { corpus: record.place.corpus, row: record.place.row, form }
+}
+
+/// The part of `picture` that the example shows; frames of one size get one part.
+fn crop_of(recipe: &Recipe, draws: &Draws, picture: &Picture, height: usize, width: usize) -> CropBox {
+    match &recipe.augment {
+        Some(augment) => random_box(&mut draws.rng(Draw::Crop), picture.width, picture.height, augment),
+        None => centre_box(picture.width, picture.height, width, height),
+    }
+}
+
+fn recolour(recipe: &Recipe, draws: &Draws, rgb: &mut [u8], width: usize) {
+    let Some(augment) = &recipe.augment else { return };
+    if augment.flip && draws.rng(Draw::Flip).chance(0.5) {
+        flip(rgb, width);
+    }
+    let mut rng = draws.rng(Draw::Jitter);
+    if augment.jitter > 0.0 && rng.chance(augment.jitter) {
+        Jitter::draw(&mut rng).apply(rgb);
+    }
+}
+
+/// Ids of one caption, cropped or padded with 0 to `n_tokens`: a random one in training, the first in evaluation.
+fn caption(recipe: &Recipe, draws: &Draws, meta: &Meta, n_tokens: usize) -> Result<Vec<i32>, ContentFault> {
+    debug_assert!(recipe.has(Modality::Text));
+    let n = meta.tokens.len() as u64;
+    let i = if recipe.evaluates() { 0 } else { draws.rng(Draw::Caption).below(n) };
+    let ids = meta.tokens.get(i as usize).filter(|ids| !ids.is_empty()).ok_or(ContentFault::NoCaption)?;
+    let mut row: Vec<i32> = ids.iter().copied().take(n_tokens).collect();
+    row.resize(n_tokens, 0);
+    Ok(row)
+}

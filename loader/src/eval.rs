@@ -1,0 +1,160 @@
+//! Every example of a split once, in row order, as it is: no draw decides anything.
+//!
+//! In: a corpus, a split, a view. Out: batches in row order, the last one short. Never: a record left out, except that a
+//! video without sound is no example of sound, and is counted.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use imp_schemas::batch::{Batch, ExampleId};
+use imp_schemas::modality::Modality;
+use imp_schemas::resolution::Patching;
+use imp_schemas::spectrogram::SpectrogramSpec;
+use imp_schemas::store::{Snapshot, Store};
+use imp_schemas::task::View;
+
+use crate::cache::Cache;
+use crate::config::LoaderSettings;
+use crate::corpora::Split;
+use crate::decode::log_mel::MelTables;
+use crate::error::LoaderError;
+use crate::fetch::Fetcher;
+use crate::open::{check_modalities, snapshot};
+use crate::pipeline::{Pipeline, Planner, Ready, Shared};
+use crate::plan::StepPlan;
+use crate::recipe::Recipe;
+use crate::stats::Counters;
+
+/// What an evaluation reads, besides the store.
+#[derive(Debug, Clone)]
+pub struct EvalSpec<'a> {
+    pub corpus: &'a str,
+    pub split: &'a str,
+    pub modalities: &'a [Modality],
+    /// Pictures and clips are the largest centred part of the view's shape; clips and sounds stand in the middle. Its drop
+    /// rate and batch size are not used.
+    pub view: &'a View,
+    pub patching: &'a Patching,
+    pub spectrogram: &'a SpectrogramSpec,
+    /// As [`imp_schemas::task::RawTask::working_side`].
+    pub working_side: Option<usize>,
+    /// Examples of a batch; the last one may be shorter.
+    pub n: usize,
+}
+
+/// A batch, and what scoring it needs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EvalBatch {
+    /// `text` holds the first caption of each record, if text was asked for.
+    pub batch: Batch,
+    /// All captions of each record.
+    pub captions: Vec<Vec<String>>,
+    pub keys: Vec<String>,
+    /// Rows of the split, as in [`Batch::examples`].
+    pub rows: Vec<u64>,
+    /// Ids of all captions of each record, not cropped, not padded.
+    pub tokens: Vec<Vec<Vec<i32>>>,
+}
+
+/// Gives the batches of one split, once.
+pub struct EvalLoader {
+    pipeline: Pipeline,
+    shared: Arc<Shared>,
+    snapshot: Snapshot,
+    n_rows: u64,
+    n_given: u64,
+}
+
+impl EvalLoader {
+    /// # Errors
+    /// The corpus, split or modality is not there, or a setting is out of range.
+    pub fn open(store: &Store, spec: &EvalSpec<'_>, settings: &LoaderSettings) -> Result<Self, LoaderError> {
+        settings.check()?;
+        let place = format!("evaluation of `{}`", spec.corpus);
+        let snapshot = snapshot(store, &place, spec.corpus)?;
+        check_modalities(&place, spec.corpus, snapshot.manifest.kind, spec.modalities)?;
+        let n = spec.n.max(1) as u64;
+        let split = Split::new(&snapshot, spec.split)?;
+        let n_rows = split.n_rows();
+        let recipe = Recipe {
+            name: place,
+            seed: 0,
+            task_idx: 0,
+            splits: vec![0],
+            modalities: spec.modalities.to_vec(),
+            views: vec![spec.view.clone()],
+            patching: *spec.patching,
+            augment: None,
+            working_side: spec.working_side,
+            needs_label: false,
+        };
+        let filter_rate = f64::from(spec.spectrogram.sample_rate);
+        let shared = Arc::new(Shared {
+            fetcher: Fetcher {
+                store: store.clone(),
+                splits: vec![split],
+                // Each row is read once.
+                cache: Arc::new(Cache::new(0)),
+                media_bytes: AtomicU64::new(0),
+            },
+            recipes: vec![recipe],
+            tables: Arc::new(MelTables::new(spec.spectrogram, filter_rate)),
+            counters: Counters::default(),
+            max_substituted: 0,
+            plan: None,
+        });
+        let mut step = 0;
+        let planner: Planner = Box::new(move || {
+            let rows = step * n..((step + 1) * n).min(n_rows);
+            let examples: Vec<ExampleId> = rows.map(|row| ExampleId { corpus_idx: 0, row, epoch: 0 }).collect();
+            let plan = StepPlan { step, task_idx: 0, view_idx: 0, first: step * n, examples };
+            step += 1;
+            (!plan.examples.is_empty()).then_some(plan)
+        });
+        let pipeline = Pipeline::start(&shared, planner, settings)?;
+        Ok(Self { pipeline, shared, snapshot, n_rows, n_given: 0 })
+    }
+
+    /// The corpus as it is read.
+    pub fn snapshot(&self) -> &Snapshot {
+        &self.snapshot
+    }
+
+    /// Rows of the split.
+    pub fn n_rows(&self) -> u64 {
+        self.n_rows
+    }
+
+    /// Records so far that have no sound track, where sound was asked for.
+    pub fn n_without_sound(&self) -> u64 {
+        self.shared.counters.n_without_sound.load(Ordering::Relaxed)
+    }
+}
+
+impl Iterator for EvalLoader {
+    type Item = Result<EvalBatch, LoaderError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            let ready = match self.pipeline.next()? {
+                Ok(ready) => ready,
+                Err(error) => return Some(Err(error)),
+            };
+            // A batch of nothing but videos without sound is no batch.
+            if ready.batch.n() > 0 {
+                self.n_given += ready.batch.n() as u64;
+                return Some(Ok(scored(ready)));
+            }
+        }
+    }
+}
+
+fn scored(ready: Ready) -> EvalBatch {
+    EvalBatch {
+        captions: ready.metas.iter().map(|m| m.captions.clone()).collect(),
+        keys: ready.metas.iter().map(|m| m.key.clone()).collect(),
+        rows: ready.batch.examples.iter().map(|e| e.row).collect(),
+        tokens: ready.metas.iter().map(|m| m.tokens.clone()).collect(),
+        batch: ready.batch,
+    }
+}

@@ -1,0 +1,127 @@
+//! The loader of a run: opened once, asked for the next batch, asked what was consumed.
+//!
+//! In: a store, a mixture, a cursor. Out: batches in order of steps, from any step on. Never: a batch twice, a batch left
+//! out, a cursor of what was only prefetched.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use imp_schemas::batch::Batch;
+use imp_schemas::cursor::Cursor;
+use imp_schemas::store::{Snapshot, Store};
+use imp_schemas::task::Mixture;
+
+use crate::cache::Cache;
+use crate::config::LoaderSettings;
+use crate::decode::log_mel::MelTables;
+use crate::error::LoaderError;
+use crate::fetch::Fetcher;
+use crate::open;
+use crate::pipeline::{Pipeline, Planner, Shared};
+use crate::plan::{Plan, PlanState};
+use crate::stats::{Counters, LoaderStats, seconds};
+
+/// Gives the batches of a run in order of steps.
+pub struct Loader {
+    pipeline: Pipeline,
+    shared: Arc<Shared>,
+    mixture: Mixture,
+    manifests: BTreeMap<String, Snapshot>,
+    plan: Plan,
+    /// What [`Loader::next`] has handed out.
+    consumed: PlanState,
+    wait_seconds: f64,
+}
+
+impl Loader {
+    /// Opens the newest snapshot of every corpus and starts at `start`; `None` is step 0.
+    ///
+    /// # Errors
+    /// What the mixture asks for is not there; a setting is out of range; `start` is of another mixture, manifest or seed,
+    /// and the message says which differs.
+    pub fn open(
+        store: &Store,
+        mixture: Mixture,
+        settings: &LoaderSettings,
+        start: Option<&Cursor>,
+    ) -> Result<Self, LoaderError> {
+        settings.check()?;
+        let opened = open::open(store, &mixture)?;
+        let consumed = match start {
+            Some(cursor) => open::resume(&opened.plan, &mixture, &opened.manifests, cursor)?,
+            None => opened.plan.start(),
+        };
+        let spectrogram = mixture.spectrogram();
+        let shared = Arc::new(Shared {
+            fetcher: Fetcher {
+                store: store.clone(),
+                splits: opened.splits,
+                cache: Arc::new(Cache::new(settings.decoded_cache_mib << 20)),
+                media_bytes: AtomicU64::new(0),
+            },
+            recipes: opened.recipes,
+            tables: Arc::new(MelTables::new(spectrogram, f64::from(spectrogram.sample_rate))),
+            counters: Counters::default(),
+            max_substituted: settings.max_substituted,
+            plan: Some(opened.plan.clone()),
+        });
+        let (plan, mut state) = (opened.plan.clone(), consumed.clone());
+        let planner: Planner = Box::new(move || Some(plan.advance(&mut state)));
+        let pipeline = Pipeline::start(&shared, planner, settings)?;
+        let (manifests, plan) = (opened.manifests, opened.plan);
+        Ok(Self { pipeline, shared, mixture, manifests, plan, consumed, wait_seconds: 0.0 })
+    }
+
+    /// The next step's batch.
+    ///
+    /// # Errors
+    /// The store failed for good, or more records do not decode than `max_substituted` allows. After an error there are no
+    /// more batches.
+    #[expect(clippy::should_implement_trait, reason = "a run has as many batches as are asked for: it is no iterator")]
+    pub fn next(&mut self) -> Result<Batch, LoaderError> {
+        let start = Instant::now();
+        let ready = self.pipeline.next();
+        self.wait_seconds += start.elapsed().as_secs_f64();
+        let batch = ready.unwrap_or(Err(LoaderError::Stopped))?.batch;
+        self.plan.skip(&mut self.consumed);
+        Ok(batch)
+    }
+
+    /// What [`Loader::next`] has handed out, not what was prefetched.
+    pub fn cursor(&self) -> Cursor {
+        self.plan.cursor_of(&self.consumed, &open::digests(&self.manifests))
+    }
+
+    pub fn mixture(&self) -> &Mixture {
+        &self.mixture
+    }
+
+    /// By corpus name.
+    pub fn manifests(&self) -> &BTreeMap<String, Snapshot> {
+        &self.manifests
+    }
+
+    /// Seconds that [`Loader::next`] has waited, all together.
+    pub fn wait_seconds(&self) -> f64 {
+        self.wait_seconds
+    }
+
+    /// Totals since the loader was opened, of what was prefetched too.
+    pub fn stats(&self) -> LoaderStats {
+        let counters = &self.shared.counters;
+        let (cache_bytes, n_cache_hits) = self.shared.fetcher.cache.usage();
+        LoaderStats {
+            media_bytes: self.shared.fetcher.media_bytes.load(Ordering::Relaxed),
+            cache_bytes,
+            n_cache_hits,
+            fetch_seconds: seconds(&counters.fetch),
+            decode_seconds: seconds(&counters.decode),
+            assemble_seconds: seconds(&counters.assemble),
+            wait_seconds: self.wait_seconds,
+            substituted: counters.substituted(),
+            n_without_sound: counters.n_without_sound.load(Ordering::Relaxed),
+        }
+    }
+}

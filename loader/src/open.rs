@@ -1,0 +1,181 @@
+//! What is checked before the first batch: that the corpora can give what the mixture asks for, and that a cursor is of
+//! this run.
+//!
+//! In: a store, a mixture, a cursor. Out: snapshots, splits and recipes. Never: a byte of a shard.
+
+use std::collections::BTreeMap;
+
+use imp_schemas::cursor::Cursor;
+use imp_schemas::modality::{Modality, RecordKind};
+use imp_schemas::store::{Snapshot, Store, StoreError};
+use imp_schemas::task::{Mixture, Objective, Task};
+
+use crate::corpora::Split;
+use crate::error::LoaderError;
+use crate::plan::{Plan, PlanState};
+use crate::recipe::Recipe;
+
+/// A mixture whose corpora are there.
+pub struct Opened {
+    pub manifests: BTreeMap<String, Snapshot>,
+    pub splits: Vec<Split>,
+    pub recipes: Vec<Recipe>,
+    pub plan: Plan,
+}
+
+/// # Errors
+/// A corpus, split, modality or class list that is not there; corpora of different tokenizers; a task with fewer rows than
+/// its batch.
+pub fn open(store: &Store, mixture: &Mixture) -> Result<Opened, LoaderError> {
+    let mut manifests: BTreeMap<String, Snapshot> = BTreeMap::new();
+    let mut splits: Vec<Split> = Vec::new();
+    let mut recipes = Vec::new();
+    let mut n_rows = Vec::new();
+    for (task_idx, task) in mixture.tasks().iter().enumerate() {
+        let place = format!("task `{}`", task.name());
+        let mut of_task = Vec::new();
+        for corpus in task.corpora() {
+            if !manifests.contains_key(corpus) {
+                manifests.insert(corpus.clone(), snapshot(store, &place, corpus)?);
+            }
+            let snapshot = &manifests[corpus];
+            check_modalities(&place, corpus, snapshot.manifest.kind, task.modalities())?;
+            if task.objective() == Objective::Softmax && snapshot.manifest.classes.is_empty() {
+                return Err(LoaderError::Config {
+                    place,
+                    key: "corpora",
+                    found: format!("`{corpus}`, which has no classes"),
+                    wanted: "a corpus with labels under `softmax`".to_owned(),
+                });
+            }
+            let known = splits.iter().position(|s| s.corpus == *corpus && s.split == task.split());
+            of_task.push(match known {
+                Some(i) => i,
+                None => {
+                    splits.push(Split::new(snapshot, task.split())?);
+                    splits.len() - 1
+                }
+            });
+        }
+        let rows: Vec<u64> = of_task.iter().map(|&i| splits[i].n_rows()).collect();
+        check_rows(&place, task, rows.iter().sum())?;
+        n_rows.push(rows);
+        recipes.push(Recipe {
+            name: task.name().to_owned(),
+            seed: mixture.seed(),
+            task_idx,
+            splits: of_task,
+            modalities: task.modalities().to_vec(),
+            views: task.views().to_vec(),
+            patching: *mixture.patching(),
+            augment: Some(*task.augment()),
+            working_side: task.working_side(),
+            needs_label: task.objective() == Objective::Softmax,
+        });
+    }
+    check_tokenizers(&manifests)?;
+    Ok(Opened { manifests, splits, recipes, plan: Plan::new(mixture.clone(), n_rows) })
+}
+
+/// The newest snapshot of a corpus.
+///
+/// # Errors
+/// There is none; the message lists the corpora that are there.
+pub fn snapshot(store: &Store, place: &str, corpus: &str) -> Result<Snapshot, LoaderError> {
+    match store.manifest(corpus) {
+        Err(StoreError::NoManifest { url, .. }) => {
+            let have: Vec<String> = store.corpora()?.iter().map(|c| format!("`{c}`")).collect();
+            let have = if have.is_empty() { "none; run imp-ingest first".to_owned() } else { have.join(", ") };
+            let (place, found) = (place.to_owned(), format!("`{corpus}`"));
+            Err(LoaderError::Config { place, key: "corpora", found, wanted: format!("among the corpora of `{url}`: {have}") })
+        }
+        other => Ok(other?),
+    }
+}
+
+/// # Errors
+/// A modality that records of `kind` do not give.
+pub fn check_modalities(
+    place: &str,
+    corpus: &str,
+    kind: RecordKind,
+    modalities: &[Modality],
+) -> Result<(), LoaderError> {
+    let Some(wrong) = modalities.iter().find(|&&m| !kind.gives(m)) else { return Ok(()) };
+    let all = [Modality::Image, Modality::Video, Modality::Audio, Modality::Text];
+    let gives: Vec<&str> = all.iter().filter(|&&m| kind.gives(m)).map(|m| m.name()).collect();
+    Err(LoaderError::Config {
+        place: place.to_owned(),
+        key: "modalities",
+        found: wrong.name().to_owned(),
+        wanted: format!("among what corpus `{corpus}` ({kind}) gives: {}", gives.join(", ")),
+    })
+}
+
+fn check_rows(place: &str, task: &Task, n_rows: u64) -> Result<(), LoaderError> {
+    let largest = task.views().iter().map(|v| v.n() as u64).max().unwrap_or(0);
+    if largest <= n_rows {
+        return Ok(());
+    }
+    Err(LoaderError::Config {
+        place: place.to_owned(),
+        key: "batch, token_budget",
+        found: format!("{largest} examples"),
+        wanted: format!("at most the {n_rows} rows of split `{}`, so that no batch holds a row twice", task.split()),
+    })
+}
+
+fn check_tokenizers(manifests: &BTreeMap<String, Snapshot>) -> Result<(), LoaderError> {
+    let mut all = manifests.iter();
+    let Some((first, snapshot)) = all.next() else { return Ok(()) };
+    let wanted = &snapshot.manifest.tokenizer.digest;
+    match all.find(|(_, s)| s.manifest.tokenizer.digest != *wanted) {
+        None => Ok(()),
+        Some((second, other)) => Err(LoaderError::Tokenizers {
+            first: first.clone(),
+            second: second.clone(),
+            first_digest: wanted.short().to_owned(),
+            second_digest: other.manifest.tokenizer.digest.short().to_owned(),
+        }),
+    }
+}
+
+/// Digests of the manifests, as a cursor holds them.
+pub fn digests(manifests: &BTreeMap<String, Snapshot>) -> BTreeMap<String, String> {
+    manifests.iter().map(|(corpus, snapshot)| (corpus.clone(), snapshot.digest.0.clone())).collect()
+}
+
+/// The place in the plan that `cursor` marks.
+///
+/// # Errors
+/// [`LoaderError::OtherRun`]: seed, mixture, a manifest or a count is not this run's.
+pub fn resume(
+    plan: &Plan,
+    mixture: &Mixture,
+    manifests: &BTreeMap<String, Snapshot>,
+    cursor: &Cursor,
+) -> Result<PlanState, LoaderError> {
+    let same = |what: &str, found: &str, wanted: &str, remedy| {
+        let (what, found, wanted) = (what.to_owned(), found.to_owned(), wanted.to_owned());
+        if found == wanted { Ok(()) } else { Err(LoaderError::OtherRun { what, found, wanted, remedy }) }
+    };
+    same("seed", &cursor.seed.to_string(), &mixture.seed().to_string(), "set `train.mixture.seed` back")?;
+    let digests = digests(manifests);
+    let corpora = |d: &BTreeMap<String, String>| d.keys().cloned().collect::<Vec<_>>().join(", ");
+    let remedy = "use the run's own config, or start a new run";
+    same("list of corpora", &corpora(&cursor.manifest_digests), &corpora(&digests), remedy)?;
+    for (corpus, wanted) in &digests {
+        let found = cursor.manifest_digests.get(corpus).map_or("", String::as_str);
+        let what = format!("manifest digest of corpus `{corpus}`");
+        same(&what, found, wanted, "the corpus was ingested again since; start a new run")?;
+    }
+    same("mixture digest", &cursor.mixture_digest, &mixture.digest(), remedy)?;
+    let state = plan.seek(cursor.step);
+    let counted = plan.cursor_of(&state, &digests);
+    let counts = |c: &Cursor| {
+        let each = c.tasks.iter().map(|t| format!("{}: {} steps, {} examples", t.name, t.n_steps, t.n_examples));
+        each.collect::<Vec<_>>().join("; ")
+    };
+    same("count", &counts(cursor), &counts(&counted), "the checkpoint is of another build; start a new run")?;
+    Ok(state)
+}

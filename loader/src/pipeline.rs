@@ -1,0 +1,241 @@
+//! Every thread and every channel of the loader.
+//!
+//! ```text
+//! planner ──► imp-fetch-0..3 ──examples──► imp-decode-0..n ──► imp-assemble ──prefetch_batches──► next()
+//! (a lock, bytes reserved in order)   2 n                  64              (order restored)
+//! ```
+//!
+//! In: step plans in order. Out: their batches, in that order. Never: an unbounded queue, more than `max_buffered_mib` under
+//! way, a thread that outlives the loader by more than a read in progress. A closed channel is the order to stop.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crossbeam::channel::{Receiver, Sender, bounded};
+use imp_schemas::batch::{Batch, ExampleId};
+
+use crate::assemble::Assembler;
+use crate::budget::{Budget, Permit};
+use crate::config::LoaderSettings;
+use crate::decode::log_mel::MelTables;
+use crate::decode::{Example, Workbench};
+use crate::error::{ContentFault, LoaderError};
+use crate::fetch::Fetcher;
+use crate::plan::{Plan, StepPlan};
+use crate::recipe::Recipe;
+use crate::record::{Meta, Record};
+use crate::stats::Counters;
+
+/// Batches that are fetched at a time: enough to hide the latency of an object store behind each other.
+const N_FETCH_THREADS: usize = 4;
+/// Examples that wait for the assembler.
+const N_DECODED: usize = 64;
+/// How long a drop waits for a read that the store is still retrying.
+const JOIN_LIMIT: Duration = Duration::from_secs(10);
+
+/// What all threads share.
+pub struct Shared {
+    pub fetcher: Fetcher,
+    pub recipes: Vec<Recipe>,
+    pub tables: Arc<MelTables>,
+    pub counters: Counters,
+    pub max_substituted: u64,
+    /// Where substitutes come from; `None` in evaluation.
+    pub plan: Option<Plan>,
+}
+
+/// Gives the plans of steps in order, until there are no more.
+pub type Planner = Box<dyn FnMut() -> Option<StepPlan> + Send>;
+
+/// A batch, and the small columns of its examples.
+pub struct Ready {
+    pub batch: Batch,
+    pub metas: Vec<Arc<Meta>>,
+    #[expect(dead_code, reason = "given back when the batch has been handed over, by being dropped")]
+    pub permit: Option<Permit>,
+}
+
+/// Threads under way.
+pub struct Pipeline {
+    ready: Option<Receiver<Result<Ready, LoaderError>>>,
+    budget: Arc<Budget>,
+    threads: Vec<JoinHandle<()>>,
+    /// Disconnected when the last thread has ended.
+    alive: Receiver<()>,
+}
+
+/// One step on its way.
+pub struct Work {
+    /// Counted from the first step of this pipeline.
+    pub seq: u64,
+    pub plan: StepPlan,
+    pub records: Vec<Record>,
+    pub permit: Mutex<Option<Permit>>,
+}
+
+/// Why there is no example.
+pub enum Fault {
+    Content(ContentFault),
+    Panic(String),
+}
+
+/// What the assembler gets.
+pub enum Decoded {
+    One { work: Arc<Work>, i: usize, result: Result<Example, Fault> },
+    Failed { seq: u64, error: LoaderError },
+}
+
+impl Pipeline {
+    /// Starts all threads.
+    ///
+    /// # Errors
+    /// A thread cannot be started.
+    pub fn start(
+        shared: &Arc<Shared>,
+        planner: Planner,
+        settings: &LoaderSettings,
+    ) -> Result<Self, LoaderError> {
+        let n_decode_threads = settings.decode_threads;
+        let budget = Budget::new(settings.max_buffered_mib << 20);
+        let planner = Arc::new(Mutex::new((planner, 0u64)));
+        let (jobs_tx, jobs_rx) = bounded::<(Arc<Work>, usize)>(2 * n_decode_threads);
+        let (decoded_tx, decoded_rx) = bounded::<Decoded>(N_DECODED);
+        let (ready_tx, ready_rx) = bounded(settings.prefetch_batches);
+        let (alive_tx, alive) = bounded::<()>(1);
+        let mut pipeline = Self { ready: Some(ready_rx), budget: Arc::clone(&budget), threads: Vec::new(), alive };
+        for i in 0..N_FETCH_THREADS {
+            let (shared, planner, budget) = (Arc::clone(shared), Arc::clone(&planner), Arc::clone(&budget));
+            let (jobs, decoded, alive) = (jobs_tx.clone(), decoded_tx.clone(), alive_tx.clone());
+            pipeline.spawn(format!("imp-fetch-{i}"), move || {
+                fetch_all(&shared, &planner, &budget, &jobs, &decoded);
+                drop(alive);
+            })?;
+        }
+        for i in 0..n_decode_threads {
+            let (shared, jobs, decoded, alive) =
+                (Arc::clone(shared), jobs_rx.clone(), decoded_tx.clone(), alive_tx.clone());
+            pipeline.spawn(format!("imp-decode-{i}"), move || {
+                decode_all(&shared, &jobs, &decoded);
+                drop(alive);
+            })?;
+        }
+        let shared = Arc::clone(shared);
+        pipeline.spawn("imp-assemble".to_owned(), move || {
+            Assembler::new(&shared).run(&decoded_rx, &ready_tx);
+            drop(alive_tx);
+        })?;
+        Ok(pipeline)
+    }
+
+    /// The next batch; `None` when there are no more, or after an error.
+    pub fn next(&self) -> Option<Result<Ready, LoaderError>> {
+        self.ready.as_ref()?.recv().ok()
+    }
+
+    fn spawn(&mut self, name: String, body: impl FnOnce() + Send + 'static) -> Result<(), LoaderError> {
+        let started = std::thread::Builder::new().name(name.clone()).spawn(body);
+        self.threads.push(started.map_err(|source| LoaderError::Thread { name, source })?);
+        Ok(())
+    }
+}
+
+impl Drop for Pipeline {
+    fn drop(&mut self) {
+        self.ready = None;
+        self.budget.close();
+        // Nothing is ever sent: this waits for the last sender to go.
+        let ended = self.alive.recv_timeout(JOIN_LIMIT);
+        if ended.is_err_and(|e| e.is_disconnected()) {
+            for thread in self.threads.drain(..) {
+                // A panic has been reported on stderr by the thread itself.
+                let _ = thread.join();
+            }
+        }
+    }
+}
+
+fn fetch_all(
+    shared: &Shared,
+    planner: &Mutex<(Planner, u64)>,
+    budget: &Arc<Budget>,
+    jobs: &Sender<(Arc<Work>, usize)>,
+    decoded: &Sender<Decoded>,
+) {
+    loop {
+        // Plans and bytes are handed out together and in order, so the oldest batch under way always has its bytes.
+        let (plan, seq, permit) = {
+            let mut planner = planner.lock().unwrap_or_else(PoisonError::into_inner);
+            let Some(plan) = (planner.0)() else { return };
+            let Some(permit) = budget.reserve(shared.expected_bytes(&plan)) else { return };
+            planner.1 += 1;
+            (plan, planner.1 - 1, permit)
+        };
+        let recipe = &shared.recipes[plan.task_idx];
+        let fetched = Counters::charge(&shared.counters.fetch, || shared.fetcher.fetch(recipe, &plan.examples));
+        let records = match fetched {
+            Ok(records) => records,
+            Err(error) => {
+                let _ = decoded.send(Decoded::Failed { seq, error });
+                return;
+            }
+        };
+        let n = records.len();
+        let work = Arc::new(Work { seq, plan, records, permit: Mutex::new(Some(permit)) });
+        for i in 0..n {
+            if jobs.send((Arc::clone(&work), i)).is_err() {
+                return; // The decoders are gone: the run is over.
+            }
+        }
+    }
+}
+
+fn decode_all(shared: &Shared, jobs: &Receiver<(Arc<Work>, usize)>, decoded: &Sender<Decoded>) {
+    let mut bench = shared.workbench();
+    for (work, i) in jobs {
+        let result = Counters::charge(&shared.counters.decode, || {
+            shared.decode(&mut bench, &work.plan, &work.plan.examples[i], &work.records[i])
+        });
+        if decoded.send(Decoded::One { work, i, result }).is_err() {
+            return; // The assembler is gone: the run is over.
+        }
+    }
+}
+
+impl Shared {
+    /// Tools for one thread.
+    pub fn workbench(&self) -> Workbench {
+        Workbench::new(&self.tables, &self.fetcher.cache)
+    }
+
+    /// Encoded media by the manifests' averages, and the batch's arrays.
+    fn expected_bytes(&self, plan: &StepPlan) -> usize {
+        let recipe = &self.recipes[plan.task_idx];
+        let encoded = |e: &ExampleId| self.fetcher.splits[recipe.splits[e.corpus_idx as usize]].mean_bytes as usize;
+        let encoded: usize = plan.examples.iter().map(encoded).sum();
+        encoded + recipe.output_bytes(&recipe.views[plan.view_idx], plan.examples.len())
+    }
+
+    /// The example of one record; a panic of a decoder is caught and named.
+    pub fn decode(
+        &self,
+        bench: &mut Workbench,
+        plan: &StepPlan,
+        id: &ExampleId,
+        record: &Record,
+    ) -> Result<Example, Fault> {
+        let recipe = &self.recipes[plan.task_idx];
+        let view = &recipe.views[plan.view_idx];
+        let made = catch_unwind(AssertUnwindSafe(|| bench.example(recipe, view, id, record)));
+        let panic = match made {
+            Ok(made) => return made.map_err(Fault::Content),
+            Err(panic) => panic,
+        };
+        // What a panic left half done must not be used again by the next example.
+        *bench = self.workbench();
+        let text = panic.downcast_ref::<String>().cloned();
+        let text = text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
+        Err(Fault::Panic(text.unwrap_or_else(|| "no message".to_owned())))
+    }
+}

@@ -1,0 +1,66 @@
+//! How the records of a task become examples: everything that decoding and assembling need to know of it.
+
+use imp_schemas::modality::{Modality, RecordKind};
+use imp_schemas::resolution::Patching;
+use imp_schemas::task::{Augment, View};
+
+use crate::cache::Form;
+
+/// A task, or an evaluation, as the pipeline sees it.
+#[derive(Debug, Clone)]
+pub struct Recipe {
+    /// For messages.
+    pub name: String,
+    pub seed: u64,
+    pub task_idx: usize,
+    /// Index among the opened splits, for each of the task's corpora.
+    pub splits: Vec<usize>,
+    pub modalities: Vec<Modality>,
+    pub views: Vec<View>,
+    pub patching: Patching,
+    /// `None` in evaluation: centre crops, centred sounds, every token, the first caption.
+    pub augment: Option<Augment>,
+    pub working_side: Option<usize>,
+    /// A record without a label is no example.
+    pub needs_label: bool,
+}
+
+impl Recipe {
+    pub fn has(&self, modality: Modality) -> bool {
+        self.modalities.contains(&modality)
+    }
+
+    /// Whether this is an evaluation, which also wants keys and captions.
+    pub fn evaluates(&self) -> bool {
+        self.augment.is_none()
+    }
+
+    /// What decoding makes of a record of `kind` before anything is drawn; small columns first.
+    pub fn forms(&self, kind: RecordKind) -> Vec<Form> {
+        let mut forms = vec![Form::Meta];
+        let side = self.working_side;
+        for modality in &self.modalities {
+            match modality {
+                Modality::Image => forms.push(Form::Picture { side }),
+                Modality::Video => forms.push(Form::Frames { side }),
+                Modality::Audio => forms.push(Form::Sound),
+                Modality::Text => {}
+            }
+        }
+        debug_assert!(self.modalities.iter().all(|&m| kind.gives(m)));
+        forms
+    }
+
+    /// Bytes of the arrays of `n` examples at `view`.
+    pub fn output_bytes(&self, view: &View, n: usize) -> usize {
+        use imp_schemas::resolution::Resolution;
+        let bytes = |resolution: Option<Resolution>| match resolution {
+            Some(Resolution::Image { height, width }) => height * width * 3,
+            Some(Resolution::Video { frames, height, width }) => frames * height * width * 3,
+            Some(Resolution::Audio { frames, mels }) => frames * mels * 4,
+            Some(Resolution::Text { tokens }) => tokens * 4,
+            None => 0,
+        };
+        n * (bytes(view.vision()) + bytes(view.audio()) + bytes(view.text()))
+    }
+}

@@ -1,0 +1,54 @@
+#!/usr/bin/env bash
+# Builds imp-train with CUDA on a machine that has neither a GPU nor a toolkit. See README.md beside this file.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+capability="${1:-9.0}"
+case "$capability" in
+  [0-7].*) echo "error: compute capability $capability; dfdx's kernels need 8.0 or newer with CUDA 13" >&2; exit 1 ;;
+esac
+
+kit="$PWD/target/cuda-toolkit"
+cuda="$kit/nvidia/cu13"
+mkdir -p "$kit/bin" "$kit/stub"
+
+# The compiler, its headers and the libraries, as wheels: one folder, no virtual environment, no root.
+if [ ! -x "$cuda/bin/nvcc" ]; then
+  python3 -m pip install --quiet --no-deps --target "$kit" \
+    nvidia-cuda-nvcc==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-runtime==13.0.96 \
+    nvidia-cuda-cccl==13.0.85 nvidia-cuda-nvrtc==13.0.88 'nvidia-cublas==13.0.*'
+fi
+test -x "$cuda/bin/nvcc" || { echo "error: the wheels put no nvcc at $cuda/bin" >&2; exit 1; }
+
+# dfdx's build script asks nvidia-smi for the compute capability, whatever CUDA_COMPUTE_CAP says.
+printf '#!/bin/sh\necho compute_cap\necho %s\n' "$capability" > "$kit/bin/nvidia-smi"
+chmod +x "$kit/bin/nvidia-smi"
+
+# The wheels hold versioned libraries only; the linker wants the plain names.
+for name in cublas cublasLt nvrtc cudart; do
+  library="$(find "$cuda/lib" -name "lib$name.so.*" | sort | head -n 1)"
+  test -n "$library" || { echo "error: the wheels hold no lib$name" >&2; exit 1; }
+  ln -sf "$library" "$kit/stub/lib$name.so"
+done
+
+export CUDA_PATH="$cuda" CUDA_ROOT="$cuda" CUDA_COMPUTE_CAP="${capability/./}"
+export PATH="$kit/bin:$cuda/bin:$PATH"
+export LIBRARY_PATH="$kit/stub:$cuda/lib${LIBRARY_PATH:+:$LIBRARY_PATH}"
+export RUSTFLAGS="${RUSTFLAGS:-} -L native=$kit/stub -L native=$cuda/lib"
+
+# The driver's library is on no machine without a driver: a stub with the symbols that the linker asks for.
+# The first link fails and names them; the second finds them all.
+make_stub() {
+  { sort -u "$kit/stub/symbols" | sed 's/.*/void &(void) {}/'; } > "$kit/stub/cuda.c"
+  cc -shared -fPIC -Wl,-soname,libcuda.so.1 -o "$kit/stub/libcuda.so" "$kit/stub/cuda.c"
+}
+touch "$kit/stub/symbols"
+make_stub
+build() { cargo build --release --target-dir target/cuda -p imp-trainer --features cuda; }
+if ! build 2> >(tee "$kit/build.log" >&2); then
+  grep -o 'undefined \(reference to\|symbol:\) [`'"'"']\?cu[A-Z][A-Za-z0-9_]*' "$kit/build.log" |
+    grep -o 'cu[A-Z][A-Za-z0-9_]*$' >> "$kit/stub/symbols" || { echo "error: the build failed for another reason than the driver's stub" >&2; exit 1; }
+  make_stub
+  build
+fi
+echo "built target/cuda/release/imp-train; libraries for the machine that runs it: $cuda/lib"

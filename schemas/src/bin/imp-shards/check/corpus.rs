@@ -1,0 +1,159 @@
+//! One corpus: its manifest, tokenizer, rejects, and each of its shards.
+
+use std::collections::{BTreeMap, HashSet};
+
+use arrow::array::AsArray;
+use bytes::Bytes;
+use imp_schemas::manifest::Manifest;
+use imp_schemas::shard::{Digest, rejects_key, tokenizer_key};
+use imp_schemas::store::{Snapshot, Store, StoreError};
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+
+use super::{Checked, Probe, shard};
+use crate::ShardsError;
+use crate::finding::Findings;
+
+/// What is known of a corpus while its shards are read.
+pub(crate) struct Corpus<'a> {
+    pub store: &'a Store,
+    pub name: &'a str,
+    pub manifest: &'a Manifest,
+    /// First 16 bytes of the BLAKE3 of every key so far: a billion keys in 16 GB, two alike by chance in 10^20.
+    pub keys: HashSet<[u8; 16]>,
+    /// Rows of the corpus whose media are decoded: each `probe_every`th, none if 0.
+    pub probe_every: u64,
+    pub n_decoded: u64,
+}
+
+pub(crate) fn check(
+    store: &Store,
+    name: &str,
+    probe: Probe,
+    findings: &mut Findings,
+) -> Result<Checked, ShardsError> {
+    let snapshot = match store.manifest(name) {
+        Ok(snapshot) => snapshot,
+        Err(StoreError::Manifest(error)) => {
+            findings.push("manifest", format!("{name}/manifests"), chain(&error), "ingest the corpus again");
+            return Ok(Checked { corpus: name.to_owned(), ..Checked::default() });
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let Snapshot { version, manifest, .. } = &snapshot;
+    if manifest.corpus != name {
+        let found = format!("the manifest names corpus `{}`", manifest.corpus);
+        findings.push("manifest", format!("{name}/manifests"), found, "keep each corpus under its own name");
+    }
+    check_tokenizer(store, manifest, findings)?;
+    check_rejects(store, name, manifest, findings)?;
+    let n_bytes = manifest.shards.iter().map(|s| s.n_bytes).sum();
+    let probe_every = match probe {
+        Probe::All => 1,
+        Probe::Sample(0) => 0,
+        Probe::Sample(n) => manifest.n_records.div_ceil(n).max(1),
+    };
+    let mut corpus = Corpus { store, name, manifest, keys: HashSet::new(), probe_every, n_decoded: 0 };
+    let bar = super::bar(name, n_bytes);
+    let mut first_row = 0;
+    for entry in &manifest.shards {
+        shard::check(&mut corpus, entry, first_row, &bar, findings)?;
+        first_row += entry.n_rows;
+    }
+    bar.finish_and_clear();
+    Ok(Checked {
+        corpus: name.to_owned(),
+        snapshot: *version,
+        n_shards: manifest.shards.len(),
+        n_records: manifest.n_records,
+        n_bytes,
+        n_decoded: corpus.n_decoded,
+        n_findings: 0,
+    })
+}
+
+/// An error and its causes in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text = format!("{text}: {inner}");
+        cause = inner.source();
+    }
+    text
+}
+
+/// An object whose name is its digest; `None` with a finding if it is missing or another.
+fn digested(
+    store: &Store,
+    key: &str,
+    digest: &Digest,
+    remedy: &'static str,
+    findings: &mut Findings,
+) -> Result<Option<Bytes>, ShardsError> {
+    let bytes = match store.get(key) {
+        Ok(bytes) => bytes,
+        Err(StoreError::NotFound { .. }) => {
+            findings.push("missing_object", key, "the manifest lists it, the store does not have it", remedy);
+            return Ok(None);
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let found = Digest::of(&bytes);
+    if found != *digest {
+        findings.push("digest", key, format!("its bytes have digest {}…", found.short()), remedy);
+        return Ok(None);
+    }
+    Ok(Some(bytes))
+}
+
+fn check_tokenizer(store: &Store, manifest: &Manifest, findings: &mut Findings) -> Result<(), ShardsError> {
+    let digest = &manifest.tokenizer.digest;
+    let remedy = "copy the tokenizer from where the corpus was ingested, or ingest again";
+    digested(store, &tokenizer_key(digest), digest, remedy, findings)?;
+    Ok(())
+}
+
+/// The rejects table has a row for every rejected record, and its reasons add up to the manifest's.
+fn check_rejects(
+    store: &Store,
+    name: &str,
+    manifest: &Manifest,
+    findings: &mut Findings,
+) -> Result<(), ShardsError> {
+    let n_rejected: u64 = manifest.n_rejected.values().sum();
+    let Some(entry) = &manifest.rejects else {
+        if n_rejected > 0 {
+            let found = format!("{n_rejected} records were rejected, but the manifest lists no table of them");
+            findings.push("rejects", format!("{name}/manifests"), found, "ingest the corpus again");
+        }
+        return Ok(());
+    };
+    let key = rejects_key(name, &entry.digest);
+    let remedy = "ingest the corpus again; the shards are not affected";
+    let Some(bytes) = digested(store, &key, &entry.digest, remedy, findings)? else { return Ok(()) };
+    let by_reason = match count_reasons(bytes) {
+        Ok(by_reason) => by_reason,
+        Err(error) => {
+            findings.push("rejects", key, chain(&error), remedy);
+            return Ok(());
+        }
+    };
+    let wanted: BTreeMap<String, u64> =
+        manifest.n_rejected.iter().map(|(reason, n)| (reason.name().to_owned(), *n)).collect();
+    if by_reason != wanted || by_reason.values().sum::<u64>() != entry.n_rows {
+        findings.push("rejects", key, format!("its reasons are {by_reason:?}, the manifest says {wanted:?}"), remedy);
+    }
+    Ok(())
+}
+
+fn count_reasons(bytes: Bytes) -> Result<BTreeMap<String, u64>, parquet::errors::ParquetError> {
+    let mut by_reason = BTreeMap::new();
+    for batch in ParquetRecordBatchReaderBuilder::try_new(bytes)?.build()? {
+        let batch = batch?;
+        let reasons = batch.column_by_name("reason").and_then(|c| c.as_string_opt::<i32>());
+        for reason in reasons.into_iter().flatten() {
+            *by_reason.entry(reason.unwrap_or("null").to_owned()).or_insert(0) += 1;
+        }
+    }
+    Ok(by_reason)
+}

@@ -1,0 +1,271 @@
+//! The rules that a mixture must hold, each broken one named with task, key, value and rule.
+//!
+//! In: [`RawMixture`]. Out: [`Mixture`]. Never: looks at a corpus; what depends on one is checked when it is opened.
+
+use super::{Alternation, Mixture, Objective, RawMixture, RawTask, RawView, Task, View};
+use crate::modality::Modality;
+use crate::resolution::{Patching, Resolution, ShapeError};
+use crate::spectrogram::{SpectrogramError, SpectrogramSpec};
+
+/// A mixture that cannot be: key, value found, rule.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum TaskError {
+    #[error("`train.mixture.tasks` is empty, must list at least one task")]
+    NoTasks,
+    #[error("task `{task}`: `{key}` is {found}, must be {rule}")]
+    Value { task: String, key: String, found: String, rule: String },
+    #[error("task `{task}`, view {view_idx}: {source}")]
+    Shape { task: String, view_idx: usize, source: ShapeError },
+    #[error("{0}")]
+    Spectrogram(#[from] SpectrogramError),
+    #[error("two tasks are named `{0}`; metrics and the cursor go by name")]
+    DuplicateName(String),
+    #[error("`train.mixture.shuffle_radius` is 0, must be at least 1 row; leave it out to shuffle the whole split")]
+    ZeroRadius,
+    #[error("`train.mixture.patching` is {0:?}, every side must be at least 1")]
+    ZeroPatch(Patching),
+}
+
+impl TryFrom<RawMixture> for Mixture {
+    type Error = TaskError;
+
+    fn try_from(raw: RawMixture) -> Result<Self, TaskError> {
+        raw.spectrogram.check()?;
+        if raw.tasks.is_empty() {
+            return Err(TaskError::NoTasks);
+        }
+        if raw.shuffle_radius == Some(0) {
+            return Err(TaskError::ZeroRadius);
+        }
+        if raw.patching.tube.contains(&0) || raw.patching.spectrogram.contains(&0) {
+            return Err(TaskError::ZeroPatch(raw.patching));
+        }
+        let mut tasks: Vec<Task> = Vec::new();
+        for task in raw.tasks {
+            let task = check_task(task, raw.alternation, &raw.patching, &raw.spectrogram)?;
+            if tasks.iter().any(|t| t.name == task.name) {
+                return Err(TaskError::DuplicateName(task.name));
+            }
+            tasks.push(task);
+        }
+        Ok(Self {
+            seed: raw.seed,
+            alternation: raw.alternation,
+            shuffle_radius: raw.shuffle_radius,
+            patching: raw.patching,
+            spectrogram: raw.spectrogram,
+            tasks,
+        })
+    }
+}
+
+/// Names the task and key of whatever breaks a rule.
+struct Rules<'a>(&'a str);
+
+impl Rules<'_> {
+    fn hold(&self, holds: bool, key: &str, found: impl std::fmt::Display, rule: &str) -> Result<(), TaskError> {
+        if holds {
+            return Ok(());
+        }
+        let (task, key) = (self.0.to_owned(), key.to_owned());
+        Err(TaskError::Value { task, key, found: found.to_string(), rule: rule.to_owned() })
+    }
+}
+
+fn check_task(
+    raw: RawTask,
+    alternation: Alternation,
+    patching: &Patching,
+    spectrogram: &SpectrogramSpec,
+) -> Result<Task, TaskError> {
+    let rules = Rules(&raw.name);
+    rules.hold(!raw.name.is_empty(), "name", "empty", "a name")?;
+    rules.hold(!raw.corpora.is_empty(), "corpora", "empty", "at least one corpus")?;
+    rules.hold(!raw.views.is_empty(), "views", "empty", "at least one view")?;
+    let listed = || raw.modalities.iter().map(|m| m.name()).collect::<Vec<_>>().join(", ");
+    let n_of = |wanted: &[Modality]| raw.modalities.iter().filter(|m| wanted.contains(m)).count();
+    let n_media = n_of(&[Modality::Image, Modality::Video]) + n_of(&[Modality::Audio]);
+    rules.hold(
+        n_of(&[Modality::Image, Modality::Video]) <= 1 && n_of(&[Modality::Audio]) <= 1 && n_of(&[Modality::Text]) <= 1,
+        "modalities",
+        listed(),
+        "at most one of image and video, one audio, one text",
+    )?;
+    match raw.objective {
+        Objective::Nce => {
+            rules.hold(
+                raw.modalities.len() >= 2,
+                "modalities",
+                listed(),
+                "at least two under `nce`, which pairs them",
+            )?;
+        }
+        Objective::Softmax => {
+            let one_medium = raw.modalities.len() == 1 && n_media == 1;
+            rules.hold(one_medium, "modalities", listed(), "one of image, video, audio under `softmax`")?;
+            rules.hold(
+                raw.corpora.len() == 1,
+                "corpora",
+                raw.corpora.join(", "),
+                "one corpus under `softmax`: classes are a corpus's own",
+            )?;
+        }
+    }
+    let weight = raw.weight.unwrap_or(1.0);
+    rules.hold(weight.is_finite() && weight > 0.0, "weight", weight, "a number above 0")?;
+    let interval = raw.interval.unwrap_or(1);
+    rules.hold(interval > 0, "interval", interval, "at least 1")?;
+    match alternation {
+        Alternation::Intervals => {
+            rules.hold(
+                raw.weight.is_none(),
+                "weight",
+                weight,
+                "absent when `alternation = \"intervals\"`; use `interval`",
+            )?;
+        }
+        Alternation::Weights | Alternation::Random => {
+            rules.hold(
+                raw.interval.is_none(),
+                "interval",
+                interval,
+                "absent unless `alternation = \"intervals\"`; use `weight`",
+            )?;
+        }
+    }
+    let a = &raw.augment;
+    let rising = |[low, high]: [f64; 2]| low > 0.0 && low <= high && high.is_finite();
+    rules.hold(
+        rising(a.crop_area) && a.crop_area[1] <= 1.0,
+        "augment.crop_area",
+        format!("{:?}", a.crop_area),
+        "rising, above 0, at most 1",
+    )?;
+    rules.hold(rising(a.crop_aspect), "augment.crop_aspect", format!("{:?}", a.crop_aspect), "rising and above 0")?;
+    rules.hold((0.0..=1.0).contains(&a.jitter), "augment.jitter", a.jitter, "a probability")?;
+    rules.hold((0.0..=60.0).contains(&a.gain_db), "augment.gain_db", a.gain_db, "between 0 and 60 dB")?;
+    rules.hold(raw.working_side != Some(0), "working_side", 0, "at least 1 pixel")?;
+    let mut task = Task {
+        name: raw.name.clone(),
+        corpora: raw.corpora.clone(),
+        split: raw.split.clone(),
+        modalities: raw.modalities.clone(),
+        objective: raw.objective,
+        weight,
+        interval,
+        views: Vec::new(),
+        augment: raw.augment,
+        working_side: raw.working_side,
+    };
+    for (view_idx, view) in raw.views.iter().enumerate() {
+        let mut view = check_view(&raw, view_idx, view, patching, spectrogram)?;
+        let per_example = task.n_tokens_per_example(&view, patching);
+        view.n = match (raw.batch, raw.token_budget) {
+            (Some(batch), None) => batch,
+            (None, Some(budget)) => budget / per_example.max(1),
+            (batch, _) => {
+                let found = if batch.is_some() { "both" } else { "neither" };
+                rules.hold(false, "batch, token_budget", found, "exactly one of the two")?;
+                0
+            }
+        };
+        let least = if raw.objective == Objective::Nce { 2 } else { 1 };
+        let found = format!("{} examples at view {view_idx} of {per_example} tokens each", view.n);
+        rules.hold(
+            view.n >= least,
+            "batch, token_budget",
+            found,
+            "at least 2 examples under `nce`, 1 under `softmax`",
+        )?;
+        task.views.push(view);
+    }
+    Ok(task)
+}
+
+fn check_view(
+    task: &RawTask,
+    view_idx: usize,
+    raw: &RawView,
+    patching: &Patching,
+    spectrogram: &SpectrogramSpec,
+) -> Result<View, TaskError> {
+    let rules = Rules(&task.name);
+    let has = |modality| task.modalities.contains(&modality);
+    let key = |name: &str| format!("views[{view_idx}].{name}");
+    // A key for a stream that the task does not have is a mistake, not a default.
+    let wanted = |name: &str, value: Option<usize>, want: bool, why: &str| {
+        let found = value.map_or("absent".to_owned(), |v| v.to_string());
+        let rule = if want {
+            format!("set, because the task has {why}")
+        } else {
+            format!("absent, because the task has no {why}")
+        };
+        rules.hold(value.is_some() == want, &key(name), found, &rule)
+    };
+    let visual = has(Modality::Image) || has(Modality::Video);
+    wanted("frames", raw.frames, has(Modality::Video), "video")?;
+    wanted("height", raw.height, visual, "image or video")?;
+    wanted("width", raw.width, visual, "image or video")?;
+    wanted("spectrogram_frames", raw.spectrogram_frames, has(Modality::Audio), "audio")?;
+    wanted("text_tokens", raw.text_tokens, has(Modality::Text), "text")?;
+    rules.hold((0.0..1.0).contains(&raw.drop_rate), &key("drop_rate"), raw.drop_rate, "at least 0 and below 1")?;
+    rules.hold(raw.weight.is_finite() && raw.weight > 0.0, &key("weight"), raw.weight, "a number above 0")?;
+    rules.hold(raw.stride > 0, &key("stride"), raw.stride, "at least 1")?;
+    let vision = match (raw.frames, raw.height, raw.width) {
+        (Some(frames), Some(height), Some(width)) => Some(Resolution::Video { frames, height, width }),
+        (None, Some(height), Some(width)) => Some(Resolution::Image { height, width }),
+        _ => None,
+    };
+    let audio = raw.spectrogram_frames.map(|frames| Resolution::Audio { frames, mels: spectrogram.n_mels });
+    let text = raw.text_tokens.map(|tokens| Resolution::Text { tokens });
+    for resolution in [vision, audio, text].into_iter().flatten() {
+        resolution.grid(patching).map_err(|source| TaskError::Shape { task: task.name.clone(), view_idx, source })?;
+    }
+    Ok(View { weight: raw.weight, vision, stride: raw.stride, audio, text, drop_rate: raw.drop_rate, n: 0 })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TASK: &str = r#"
+        seed = 1
+        patching = { tube = [4, 8, 8], spectrogram = [16, 16] }
+        spectrogram = { n_mels = 64 }
+        [[tasks]]
+        name = "captions"
+        corpora = ["photos"]
+        modalities = ["image", "text"]
+        objective = "nce"
+        token_budget = 800
+        views = [{ height = 64, width = 64, text_tokens = 16 }, { height = 64, width = 64, text_tokens = 16, drop_rate = 0.5 }]
+    "#;
+
+    fn check(config: &str) -> Result<Mixture, TaskError> {
+        toml::from_str::<RawMixture>(config).unwrap().try_into()
+    }
+
+    #[test]
+    fn the_batch_size_follows_from_the_token_budget() {
+        let mixture = check(TASK).unwrap();
+        let sizes: Vec<usize> = mixture.tasks()[0].views().iter().map(View::n).collect();
+        assert_eq!(sizes, [800 / (64 + 16), 800 / (32 + 16)]);
+    }
+
+    #[test]
+    fn a_mixture_that_cannot_be_is_refused_with_key_value_and_rule() {
+        let cases = [
+            ("height = 64", "height = 60", "height is 60, must be a positive multiple of 8"),
+            ("token_budget = 800", "batch = 1", "at least 2 examples under `nce`"),
+            ("token_budget = 800", "", "exactly one of the two"),
+            ("[\"image\", \"text\"]", "[\"image\"]", "at least two under `nce`"),
+            ("token_budget = 800", "token_budget = 800\nweight = -1.0", "`weight` is -1, must be a number above 0"),
+            ("drop_rate = 0.5", "drop_rate = 1.0", "below 1"),
+            ("drop_rate = 0.5", "frames = 8", "must be absent, because the task has no video"),
+        ];
+        for (from, to, want) in cases {
+            let message = check(&TASK.replace(from, to)).unwrap_err().to_string();
+            assert!(message.contains(want), "{to}: {message}");
+        }
+    }
+}

@@ -1,0 +1,264 @@
+//! Promises of `imp_schemas::media` on files from the world, in the folder that IMP_SHARED names.
+#![cfg(feature = "real-data")]
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use imp_schemas::media::{MediaError, MediaLimits, read_audio, read_frames, read_image, read_video};
+use safetensors::SafeTensors;
+
+/// A folder or file of the shared data.
+fn shared(path: &str) -> PathBuf {
+    let root = std::env::var_os("IMP_SHARED").expect("set IMP_SHARED to the folder with golden/ and data/");
+    Path::new(&root).join(path)
+}
+
+fn read(path: &str) -> Vec<u8> {
+    std::fs::read(shared(path)).unwrap_or_else(|e| panic!("{path}: {e}"))
+}
+
+/// Mean and greatest difference.
+fn differences(a: &[u8], b: &[u8]) -> (f64, u8) {
+    assert_eq!(a.len(), b.len());
+    let each = || a.iter().zip(b).map(|(a, b)| a.abs_diff(*b));
+    (each().map(f64::from).sum::<f64>() / a.len() as f64, each().max().unwrap_or(0))
+}
+
+#[test]
+fn pictures_decode_as_libjpeg_turbo_decodes_them() {
+    let bytes = read("golden/image.safetensors");
+    let golden = SafeTensors::deserialize(&bytes).unwrap();
+    let cases: Vec<&str> = golden.names().into_iter().filter_map(|n| n.strip_suffix("/decoded")).collect();
+    assert_eq!(cases.len(), 8);
+    for case in cases {
+        let tensor = |name: &str| golden.tensor(&format!("{case}/{name}")).unwrap();
+        let (meta, picture) = read_image(tensor("file").data(), &MediaLimits::default()).unwrap();
+        let decoded = tensor("decoded");
+        assert_eq!(decoded.shape(), [meta.height, meta.width, 3], "{case}");
+        let (mean, greatest) = differences(&picture.rgb, decoded.data());
+        // The limits that golden/README.md states: 0 for PNG, another accurate IDCT's rounding for JPEG.
+        let (mean_limit, limit) = if meta.format == "png" { (0.0, 0) } else { (0.5, 6) };
+        assert!(mean <= mean_limit && greatest <= limit, "{case}: mean {mean}, greatest {greatest}");
+        assert_eq!(meta.progressive, case == "progressive_420");
+    }
+}
+
+#[test]
+fn odd_pictures_decode_as_pillow_decodes_them() {
+    let folder = shared("data/ref/decode");
+    let mut n = 0;
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap();
+        let Some(source) = name.strip_suffix(".png") else { continue };
+        // Pillow multiplies nothing by alpha and cuts 16 bits to 8, so these two are not the same picture.
+        if ["variants_la8.png", "pillow_p_trns_single.png"].contains(&source) {
+            continue;
+        }
+        let (folder, file) = source.split_once('_').unwrap();
+        let bytes = read(&format!("data/bad/image/{folder}/{file}"));
+        let (meta, got) = read_image(&bytes, &MediaLimits::default()).unwrap();
+        let (wanted_meta, wanted) = read_image(&std::fs::read(&path).unwrap(), &MediaLimits::default()).unwrap();
+        assert_eq!((meta.width, meta.height), (wanted_meta.width, wanted_meta.height), "{source}");
+        let (mean, greatest) = differences(&got.rgb, &wanted.rgb);
+        let (mean_limit, limit) = REFERENCE_LIMITS.iter().find(|(s, ..)| *s == source).map_or((0.5, 6), |l| (l.1, l.2));
+        assert!(mean <= mean_limit && greatest <= limit, "{source}: mean {mean}, greatest {greatest}");
+        n += 1;
+    }
+    assert_eq!(n, 12);
+}
+
+/// Where more than the golden limits is allowed: name, mean, greatest.
+const REFERENCE_LIMITS: [(&str, f64, u8); 0] = [];
+
+fn video_reference() -> Vec<(String, String, usize, Vec<f64>)> {
+    let json: serde_json::Value = serde_json::from_slice(&read("data/ref/video/frames.json")).unwrap();
+    let clip = |clip: &serde_json::Value| {
+        let pts = clip["pts"].as_array().unwrap().iter().map(|p| p.as_f64().unwrap()).collect();
+        let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
+        let n_frames = clip["frames"].as_u64().unwrap() as usize;
+        (text(&clip["path"]), text(&clip["stream"]["codec_name"]), n_frames, pts)
+    };
+    json["clips"].as_array().unwrap().iter().map(clip).collect()
+}
+
+#[test]
+fn every_h264_clip_has_the_frames_that_ffmpeg_counts() {
+    let mut n_h264 = 0;
+    for (path, codec, n_frames, pts) in video_reference() {
+        let bytes = read(&format!("data/{path}"));
+        let got = read_video(&bytes, &MediaLimits::default());
+        if codec != "h264" {
+            let error = got.expect_err(&path);
+            assert!(matches!(&error, MediaError::UnsupportedCodec { codec: named, .. } if *named == codec), "{path}: {error}");
+            continue;
+        }
+        let meta = got.unwrap_or_else(|e| panic!("{path}: {e}"));
+        assert_eq!(meta.num_frames, n_frames, "{path}");
+        // Matroska's clock has milliseconds, and the last frame's stay there is a guess.
+        let shown = pts.last().unwrap() - pts.first().unwrap();
+        assert!(meta.duration >= shown && meta.duration < shown + 0.2, "{path}: {} of {shown}", meta.duration);
+        n_h264 += 1;
+    }
+    assert_eq!(n_h264, 9);
+}
+
+/// RGB of a reference frame and ours may differ by the chroma's upsampling, which ffmpeg smooths; a wrong frame of a
+/// talking head differs by several levels in the mean.
+const FRAME_MEAN_LIMIT: f64 = 1.5;
+
+#[test]
+fn a_frame_asked_for_alone_is_the_frame_that_ffmpeg_shows() {
+    let bytes = read("data/video/grid/bbal6n.mp4");
+    for wanted in [0, 37, 74] {
+        let reference = read(&format!("data/ref/video/bbal6n_mp4_frame{wanted:03}.png"));
+        let (_, reference) = read_image(&reference, &MediaLimits::default()).unwrap();
+        let mut taken = Vec::new();
+        read_frames(&bytes, &[wanted], &MediaLimits::default(), &mut |i, p| taken.push((i, p))).unwrap();
+        let [(frame_idx, picture)] = &taken[..] else { panic!("{} frames", taken.len()) };
+        assert_eq!(*frame_idx, wanted);
+        let (mean, _) = differences(&picture.rgb, &reference.rgb);
+        assert!(mean < FRAME_MEAN_LIMIT, "frame {wanted}: mean {mean}");
+    }
+}
+
+#[test]
+fn frames_decoded_alone_are_those_decoded_in_a_row() {
+    for path in ["data/video/grid/bbaf2n.mp4", "data/video/grid/bbbs4n.mkv", "data/bad/video/bframes_editlist.mp4"] {
+        let bytes = read(path);
+        let limits = MediaLimits::default();
+        let n = read_video(&bytes, &limits).unwrap().num_frames;
+        let mut in_a_row = Vec::new();
+        let all: Vec<usize> = (0..n).collect();
+        read_frames(&bytes, &all, &limits, &mut |_, picture| in_a_row.push(picture)).unwrap();
+        assert_eq!(in_a_row.len(), n);
+        for wanted in [[0, n - 1], [n / 3, n / 3 + 1], [n / 2, n - 2]] {
+            let mut taken = Vec::new();
+            read_frames(&bytes, &wanted, &limits, &mut |i, picture| taken.push((i, picture))).unwrap();
+            assert_eq!(taken.len(), 2, "{path}");
+            for (i, picture) in taken {
+                assert!(picture == in_a_row[i], "{path}, frame {i}");
+            }
+        }
+    }
+}
+
+/// Rows of bad/EXPECT.csv that say `ok` and that this build refuses, with the reason. Empty: every one decodes.
+const NOT_IN_THIS_BUILD: [(&str, &str); 0] = [];
+
+/// `either` is for the decoder to decide; this is the decision where it is not obvious. Half a medium under a whole
+/// caption teaches the wrong thing, so what is cut is refused; what lies only about its length or is noisy is kept.
+const DECISIONS: [(&str, bool); 14] = [
+    ("audio/jfk4_16bit_96k_cut60.flac", false),
+    ("audio/jfk4_aac_faststart_cut60.m4a", false),
+    ("audio/jfk4_cbr128_stereo_cut60.mp3", false),
+    ("audio/jfk4_vorbis_cut60.ogg", false),
+    ("audio/wav_float_nan_inf.wav", false),
+    ("audio/wav_header_only.wav", false),
+    ("audio/wav_size_0.wav", true),
+    ("audio/wav_size_ffffffff.wav", true),
+    ("audio/wav_truncated.wav", false),
+    ("image/variants/noeoi.jpg", false),
+    ("image/variants/truncated_50.jpg", false),
+    ("image/pillow/truncated_jpeg.jpg", false),
+    ("video/mdat_cut.mp4", false),
+    ("video/mdat_200bytes.mp4", false),
+];
+
+#[test]
+fn every_bad_file_is_treated_as_expected_and_in_time() {
+    let mut table = csv::Reader::from_path(shared("data/bad/EXPECT.csv")).unwrap();
+    let limits = MediaLimits::default();
+    let mut n = 0;
+    for row in table.records() {
+        let row = row.unwrap();
+        let (path, expect) = (&row[0], &row[2]);
+        let family = path.split('/').next().unwrap_or_default();
+        if !["image", "audio", "video"].contains(&family) {
+            continue;
+        }
+        let bytes = read(&format!("data/bad/{path}"));
+        let start = Instant::now();
+        let got = match family {
+            "image" => read_image(&bytes, &limits).map(|_| ()),
+            "audio" => read_audio(&bytes, &limits).map(|_| ()),
+            _ => read_video(&bytes, &limits).map(|_| ()),
+        };
+        // The slowest takes 0.1 s on one core; a machine under load is slower.
+        assert!(start.elapsed() < Duration::from_secs(5), "{path} took {:?}", start.elapsed());
+        let known = NOT_IN_THIS_BUILD.iter().any(|(exception, _)| *exception == path);
+        match expect {
+            "ok" if !known => assert!(got.is_ok(), "{path}: {got:?}"),
+            "error" => assert!(got.is_err(), "{path} decodes"),
+            _ => {}
+        }
+        if let Some((_, kept)) = DECISIONS.iter().find(|(decided, _)| *decided == path) {
+            assert_eq!(got.is_ok(), *kept, "{path}: {got:?}");
+        }
+        if let Err(error) = got {
+            assert!(!error.to_string().is_empty());
+        }
+        n += 1;
+    }
+    // 48 sounds, 138 pictures, 23 clips.
+    assert!(n > 150, "{n} files");
+}
+
+#[test]
+fn cut_and_damaged_files_of_every_codec_never_panic() {
+    let sounds = ["cbr128_stereo.mp3", "vorbis.ogg", "aac_lc.m4a", "alac.m4a", "16bit_96k.flac", "vorbis.mka"];
+    let mut files: Vec<String> = sounds.iter().map(|s| format!("data/audio/codecs/jfk4_{s}")).collect();
+    files.extend(["bbal6n.mp4", "bbbs4n.mkv"].map(|c| format!("data/video/grid/{c}")));
+    files.extend(["progressive.jpg", "restart.jpg", "webp_named.jpg", "anim3.gif"].map(|p| format!("data/bad/image/variants/{p}")));
+    let limits = MediaLimits { max_pixels: 4 << 20, max_frames: 500, max_samples: 4 << 20 };
+    let any = |bytes: &[u8], path: &str| {
+        if path.contains("/image/") {
+            read_image(bytes, &limits).is_ok()
+        } else {
+            read_audio(bytes, &limits).is_ok() | (path.contains("/video/") && read_video(bytes, &limits).is_ok())
+        }
+    };
+    for path in &files {
+        let bytes = read(path);
+        assert!(any(&bytes, path), "{path}");
+        // A prime step, so that the cuts do not fall on the same place of every packet.
+        for n in (0..bytes.len()).step_by(bytes.len() / 23) {
+            any(&bytes[..n], path);
+        }
+        let mut state = 0x9E37_79B9_u64;
+        for _ in 0..25 {
+            let mut damaged = bytes.clone();
+            for _ in 0..5 {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                let at = (state >> 33) as usize % damaged.len();
+                damaged[at] ^= (state >> 20) as u8 | 1;
+            }
+            any(&damaged, path);
+        }
+    }
+}
+
+#[test]
+fn sounds_decode_as_the_reference_decodes_them() {
+    let index: serde_json::Value = serde_json::from_slice(&read("data/ref/audio/index.json")).unwrap();
+    assert!(!index.is_null());
+    for (npy, path) in [
+        ("fsdd_7_jackson_3_samples.npy", "data/audio/fsdd/recordings/7_jackson_3.wav"),
+        ("jfk_3s_mono_44100.npy", "data/audio/codecs/jfk.flac"),
+    ] {
+        let wanted = npy_f32(&read(&format!("data/ref/audio/{npy}")));
+        let (_, sound) = read_audio(&read(path), &MediaLimits::default()).unwrap();
+        assert!(sound.samples.len() >= wanted.len(), "{path}");
+        // Both are exact in f32 but for the order of additions in the mean of two channels.
+        let worst = sound.samples.iter().zip(&wanted).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(worst < 1e-6, "{path}: {worst}");
+    }
+}
+
+/// Values of a little-endian f32 array of NumPy's format 1.0.
+fn npy_f32(bytes: &[u8]) -> Vec<f32> {
+    let header_len = usize::from(u16::from_le_bytes([bytes[8], bytes[9]]));
+    let header = String::from_utf8_lossy(&bytes[10..10 + header_len]);
+    assert!(header.contains("'<f4'"), "{header}");
+    bytes[10 + header_len..].chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+}

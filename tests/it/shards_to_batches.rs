@@ -1,0 +1,43 @@
+//! Shards become batches of one task each, the same whatever the machinery's settings.
+
+use imp_loader::{Loader, LoaderSettings};
+
+use crate::fixture::World;
+
+#[test]
+fn threads_prefetch_and_cache_change_no_byte_of_a_batch() {
+    let world = World::new();
+    let store = world.local_store();
+    world.ingest(&store);
+    let config = world.train_config(4, 2);
+    let digests = |settings: &LoaderSettings| {
+        let mut loader = Loader::open(&store, config.mixture.clone(), settings, None).unwrap();
+        (0..20).map(|_| loader.next().unwrap().digest()).collect::<Vec<_>>()
+    };
+    let one = LoaderSettings { decode_threads: 1, prefetch_batches: 1, decoded_cache_mib: 0, ..config.loader.clone() };
+    let many =
+        LoaderSettings { decode_threads: 4, prefetch_batches: 7, decoded_cache_mib: 64, ..config.loader.clone() };
+    assert_eq!(digests(&one), digests(&many));
+}
+
+#[test]
+fn a_batch_has_one_task_its_view_and_its_streams() {
+    let world = World::new();
+    let store = world.local_store();
+    world.ingest(&store);
+    let config = world.train_config(4, 2);
+    let mut loader = Loader::open(&store, config.mixture.clone(), &config.loader, None).unwrap();
+    let mut views_seen = std::collections::BTreeSet::new();
+    for step in 0..20 {
+        let batch = loader.next().unwrap();
+        let task = &config.mixture.tasks()[batch.task_idx];
+        let view = &task.views()[batch.view_idx];
+        assert_eq!((batch.step, batch.n()), (step, view.n()));
+        assert_eq!(batch.vision.as_ref().map(|v| v.resolution), view.vision());
+        assert_eq!(batch.audio.as_ref().map(|a| a.resolution), view.audio());
+        assert_eq!(batch.text.is_some(), view.text().is_some());
+        views_seen.insert((batch.task_idx, batch.view_idx));
+    }
+    assert_eq!(views_seen.len(), 5, "four tasks, one of them at two resolutions: {views_seen:?}");
+    assert_eq!(loader.cursor().step, 20);
+}

@@ -1,0 +1,238 @@
+//! The `[train]` table: read once, checked once.
+//!
+//! In: the run file. Out: [`TrainConfig`], whose parts hold what their types promise. Never: reads the environment, opens a
+//! store; what depends on the corpora (vocabulary, classes) is checked when the run opens them.
+
+use imp_loader::LoaderSettings;
+use imp_schemas::modality::Modality;
+use imp_schemas::task::{Mixture, Objective, RawMixture, RawTask, RawView, Task, TaskError};
+use serde::{Deserialize, Serialize};
+
+use crate::model::RawModel;
+use crate::optim::AdamWSettings;
+use crate::schedule::{RawSchedule, Schedule, ScheduleError};
+
+/// The `[train]` table as it stands.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawTrain {
+    /// Updates of the whole run.
+    pub steps: u64,
+    /// Threads of the matrix products and fused ops. Fixed for a run: with it, losses repeat to the last bit.
+    #[serde(default = "two")]
+    pub threads: usize,
+    /// `cpu` or `cuda:N`.
+    #[serde(default = "cpu")]
+    pub device: String,
+    /// Updates between two checkpoints.
+    pub checkpoint_every: u64,
+    /// Newest checkpoints that are kept.
+    #[serde(default = "three")]
+    pub keep_checkpoints: usize,
+    pub model: RawModel,
+    pub schedule: RawSchedule,
+    #[serde(default)]
+    pub optimizer: AdamWSettings,
+    #[serde(default)]
+    pub loader: LoaderSettings,
+    pub mixture: RawMixture,
+    #[serde(default)]
+    pub eval: Vec<RawEval>,
+}
+
+fn two() -> usize {
+    2
+}
+
+fn three() -> usize {
+    3
+}
+
+fn cpu() -> String {
+    "cpu".to_owned()
+}
+
+/// What an evaluation measures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EvalKind {
+    /// Class names in sentences against media: top-1, top-5.
+    ZeroShot,
+    /// Captions against media, both ways: R@1, R@5, R@10, median rank.
+    Retrieval,
+}
+
+/// Which classes stand to choose from in a zero-shot evaluation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Candidates {
+    /// Those that occur in the split.
+    #[default]
+    Split,
+    /// All that the corpus lists.
+    All,
+}
+
+/// One evaluation, as the config spells it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawEval {
+    pub name: String,
+    pub corpus: String,
+    #[serde(default = "test_split")]
+    pub split: String,
+    pub kind: EvalKind,
+    /// Media whose scores against the text are added: one, or video and audio of the same clip.
+    pub modalities: Vec<Modality>,
+    /// The size of the examples; `text_tokens` is the length of the sentences.
+    pub view: RawView,
+    pub working_side: Option<usize>,
+    /// Sentences with `{}` where the class name goes; their embeddings are averaged.
+    #[serde(default = "bare_name")]
+    pub prompts: Vec<String>,
+    #[serde(default)]
+    pub candidates: Candidates,
+    #[serde(default = "sixty_four")]
+    pub batch: usize,
+}
+
+fn test_split() -> String {
+    "test".to_owned()
+}
+
+fn bare_name() -> Vec<String> {
+    vec!["{}".to_owned()]
+}
+
+fn sixty_four() -> usize {
+    64
+}
+
+/// One evaluation, checked. `mixture` has exactly one task with one view, the one to embed with.
+#[derive(Debug, Clone)]
+pub struct Eval {
+    pub name: String,
+    pub kind: EvalKind,
+    /// Without text.
+    pub media: Vec<Modality>,
+    pub prompts: Vec<String>,
+    pub candidates: Candidates,
+    mixture: Mixture,
+}
+
+impl Eval {
+    /// Corpus, split and view, in the form of a task.
+    pub fn task(&self) -> &Task {
+        &self.mixture.tasks()[0]
+    }
+
+    /// Patching and spectrogram of the run, with the evaluation's one task.
+    pub fn mixture(&self) -> &Mixture {
+        &self.mixture
+    }
+}
+
+/// The `[train]` table, checked. Holds: `steps`, `threads`, `checkpoint_every`, `keep_checkpoints` at least 1.
+#[derive(Debug, Clone)]
+pub struct TrainConfig {
+    pub steps: u64,
+    pub threads: usize,
+    pub device: String,
+    pub checkpoint_every: u64,
+    pub keep_checkpoints: usize,
+    pub model: RawModel,
+    pub schedule: Schedule,
+    pub optimizer: AdamWSettings,
+    pub loader: LoaderSettings,
+    pub mixture: Mixture,
+    pub evals: Vec<Eval>,
+    /// The table as it was read, for the checkpoint.
+    pub raw: serde_json::Value,
+}
+
+/// A `[train]` table that cannot be.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("`train.{key}` is {found}, must be {rule}")]
+    Value { key: String, found: String, rule: &'static str },
+    #[error("in `[train.mixture]`: {0}")]
+    Mixture(TaskError),
+    #[error("in `[[train.eval]]` `{name}`: {source}")]
+    Eval { name: String, source: TaskError },
+    #[error(transparent)]
+    Schedule(#[from] ScheduleError),
+}
+
+impl TryFrom<RawTrain> for TrainConfig {
+    type Error = ConfigError;
+
+    fn try_from(raw: RawTrain) -> Result<Self, ConfigError> {
+        let at_least_one = |key: &str, value: u64| {
+            let wrong = || ConfigError::Value { key: key.to_owned(), found: value.to_string(), rule: "at least 1" };
+            if value == 0 { Err(wrong()) } else { Ok(()) }
+        };
+        at_least_one("steps", raw.steps)?;
+        at_least_one("threads", raw.threads as u64)?;
+        at_least_one("checkpoint_every", raw.checkpoint_every)?;
+        at_least_one("keep_checkpoints", raw.keep_checkpoints as u64)?;
+        let saved = serde_json::to_value(&raw).unwrap_or_default();
+        let evals = raw.eval.iter().map(|eval| check_eval(eval, &raw.mixture)).collect::<Result<_, _>>()?;
+        Ok(Self {
+            steps: raw.steps,
+            threads: raw.threads,
+            device: raw.device,
+            checkpoint_every: raw.checkpoint_every,
+            keep_checkpoints: raw.keep_checkpoints,
+            model: raw.model,
+            schedule: raw.schedule.try_into()?,
+            optimizer: raw.optimizer,
+            loader: raw.loader,
+            mixture: raw.mixture.try_into().map_err(ConfigError::Mixture)?,
+            evals,
+            raw: saved,
+        })
+    }
+}
+
+/// An evaluation is checked as the task that would train what it measures.
+fn check_eval(raw: &RawEval, mixture: &RawMixture) -> Result<Eval, ConfigError> {
+    let wrong = |key: &str, found: String, rule| {
+        Err(ConfigError::Value { key: format!("eval[{}].{key}", raw.name), found, rule })
+    };
+    if raw.modalities.is_empty() || raw.modalities.contains(&Modality::Text) {
+        let found = raw.modalities.iter().map(|m| m.name()).collect::<Vec<_>>().join(", ");
+        return wrong("modalities", format!("[{found}]"), "one or more of image, video, audio; text is the other side");
+    }
+    if raw.prompts.is_empty() || raw.prompts.iter().any(|p| !p.contains("{}")) {
+        return wrong("prompts", format!("{:?}", raw.prompts), "sentences with `{}` where the class name goes");
+    }
+    if raw.view.drop_rate != 0.0 {
+        return wrong("view.drop_rate", raw.view.drop_rate.to_string(), "0: tokens are dropped in training only");
+    }
+    let mut modalities = raw.modalities.clone();
+    modalities.push(Modality::Text);
+    let task = RawTask {
+        name: raw.name.clone(),
+        corpora: vec![raw.corpus.clone()],
+        split: raw.split.clone(),
+        modalities,
+        objective: Objective::Nce,
+        weight: None,
+        interval: None,
+        batch: Some(raw.batch),
+        token_budget: None,
+        views: vec![raw.view],
+        augment: Default::default(),
+        working_side: raw.working_side,
+    };
+    let mixture = RawMixture { alternation: Default::default(), tasks: vec![task], ..mixture.clone() };
+    let mixture = mixture.try_into().map_err(|source| ConfigError::Eval { name: raw.name.clone(), source })?;
+    Ok(Eval {
+        name: raw.name.clone(),
+        kind: raw.kind,
+        media: raw.modalities.clone(),
+        prompts: raw.prompts.clone(),
+        candidates: raw.candidates,
+        mixture,
+    })
+}

@@ -1,0 +1,82 @@
+//! The device is named once, here; everything below is generic over it.
+
+use dfdx::tensor::Cpu;
+#[cfg(feature = "cuda")]
+use dfdx::tensor::Cuda;
+use imp_schemas::store::Store;
+
+use crate::config::TrainConfig;
+use crate::eval::{self, EvalError, Score, Scores};
+use crate::ops;
+use crate::train::{self, Fitted, TrainError};
+
+/// A device that this build or machine does not have.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    #[error("`train.device` is `{0}`, must be `cpu` or `cuda:N`")]
+    Unknown(String),
+    #[error("`train.device` is `{0}`, but this build has no CUDA; build with `--features cuda` (ops/cuda)")]
+    NoCuda(String),
+    #[error("device `{device}` cannot be opened: {detail}")]
+    Open { device: String, detail: String },
+    #[error(transparent)]
+    Threads(#[from] ops::ThreadsError),
+    #[error(transparent)]
+    Train(#[from] TrainError),
+    #[error(transparent)]
+    Eval(#[from] EvalError),
+}
+
+enum Device {
+    Cpu(Cpu),
+    #[cfg(feature = "cuda")]
+    Cuda(Cuda),
+}
+
+fn open(config: &TrainConfig) -> Result<Device, DeviceError> {
+    ops::set_threads(config.threads)?;
+    let name = config.device.as_str();
+    if name == "cpu" {
+        return Ok(Device::Cpu(Cpu::seed_from_u64(config.mixture.seed())));
+    }
+    match name.strip_prefix("cuda:").and_then(|ordinal| ordinal.parse::<usize>().ok()) {
+        None => Err(DeviceError::Unknown(name.to_owned())),
+        #[cfg(not(feature = "cuda"))]
+        Some(_) => Err(DeviceError::NoCuda(name.to_owned())),
+        #[cfg(feature = "cuda")]
+        Some(ordinal) => {
+            let opened = Cuda::try_build(ordinal, config.mixture.seed());
+            let failed = |e| DeviceError::Open { device: name.to_owned(), detail: format!("{e:?}") };
+            Ok(Device::Cuda(opened.map_err(failed)?))
+        }
+    }
+}
+
+/// [`train::fit`] on the config's device.
+///
+/// # Errors
+/// The device cannot be had, or training stopped.
+pub fn fit(config: &TrainConfig, store: &Store, run: &Store) -> Result<Fitted, DeviceError> {
+    match open(config)? {
+        Device::Cpu(dev) => Ok(train::fit(config, store, run, &dev)?),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(dev) => Ok(train::fit(config, store, run, &dev)?),
+    }
+}
+
+/// [`eval::run`] on the config's device.
+///
+/// # Errors
+/// The device cannot be had, or the evaluation stopped.
+pub fn eval(
+    config: &TrainConfig,
+    store: &Store,
+    run: &Store,
+    say: &mut dyn FnMut(&Score),
+) -> Result<Scores, DeviceError> {
+    match open(config)? {
+        Device::Cpu(dev) => Ok(eval::run(config, store, run, &dev, say)?),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(dev) => Ok(eval::run(config, store, run, &dev, say)?),
+    }
+}

@@ -1,0 +1,213 @@
+//! Scores of a checkpoint on held-out splits: embeds every example once, then measures.
+//!
+//! In: a checkpoint and the config's evaluations. Out: `scores.json` in the run. Never: trains, drops tokens, augments.
+//! Source: the authors' release, as IMP.md section 10 puts it.
+
+mod embed;
+mod retrieval;
+mod zero_shot;
+
+use bytes::Bytes;
+use imp_schemas::store::{Store, StoreError};
+use serde::{Deserialize, Serialize};
+
+use crate::checkpoint::{self, CheckpointError};
+use crate::config::{Eval, EvalKind, TrainConfig};
+use crate::model::{Imp, ModelError, Stream};
+use crate::ops::Backend;
+use crate::train::{self, TrainError};
+use imp_loader::LoaderError;
+
+pub use embed::{Embedder, Items};
+
+/// Where the scores of a run lie.
+pub const SCORES_KEY: &str = "scores.json";
+
+/// All scores of one checkpoint.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Scores {
+    /// Updates that the checkpoint had seen.
+    pub step: u64,
+    pub scores: Vec<Score>,
+    /// A few queries of each evaluation with what they retrieved, for people to look at.
+    pub examples: Vec<Example>,
+}
+
+/// One evaluation's result. Shares are in [0, 1].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Score {
+    pub name: String,
+    pub corpus: String,
+    pub split: String,
+    /// `image`, or `video+audio` if scores of two media were added.
+    pub modality: String,
+    /// Examples.
+    pub n: usize,
+    #[serde(flatten)]
+    pub measure: Measure,
+}
+
+/// What was measured.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum Measure {
+    /// `chance` is 1 / `n_classes`.
+    ZeroShot { top1: f64, top5: f64, chance: f64, n_classes: usize },
+    /// Medium → text, then text → medium. `chance_r_at_10` is that of a random order of the sentences.
+    Retrieval {
+        r_at_1: f64,
+        r_at_5: f64,
+        r_at_10: f64,
+        median_rank: f64,
+        chance_r_at_10: f64,
+        n_texts: usize,
+        text_r_at_1: f64,
+        text_r_at_5: f64,
+        text_r_at_10: f64,
+        text_median_rank: f64,
+    },
+}
+
+/// One text query and the media nearest to it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Example {
+    pub name: String,
+    pub corpus: String,
+    pub split: String,
+    pub query: String,
+    /// Best first.
+    pub retrieved: Vec<Retrieved>,
+}
+
+/// One medium that a query retrieved.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Retrieved {
+    /// Row of the split.
+    pub row: u64,
+    pub key: String,
+    pub score: f32,
+    pub correct: bool,
+}
+
+/// Why an evaluation stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum EvalError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Loader(#[from] LoaderError),
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    #[error(transparent)]
+    Train(#[from] TrainError),
+    #[error("run `{0}` has no checkpoint; run `imp-train fit` first")]
+    NoCheckpoint(String),
+    #[error("the config has no `[[train.eval]]`; add one to say what to measure")]
+    NoEvals,
+    #[error("tokenizer `{key}` cannot be used: {detail}")]
+    Tokenizer { key: String, detail: String },
+    #[error(
+        "corpus `{corpus}` was ingested with tokenizer {found}, the checkpoint was trained with {wanted}; ingest it together with the training corpora"
+    )]
+    OtherTokenizer { corpus: String, found: String, wanted: String },
+    #[error("evaluation `{name}`: {found}, wanted {wanted}")]
+    Corpus { name: String, found: String, wanted: &'static str },
+    #[error(
+        "evaluation `{name}` needs heads between {medium} and text, but no task with `objective = \"nce\"` trains that pair"
+    )]
+    Untrained { name: String, medium: &'static str },
+    #[error("cannot write scores")]
+    Json(#[from] serde_json::Error),
+}
+
+/// Measures the newest checkpoint of `run` and writes `scores.json` beside it.
+///
+/// # Errors
+/// See [`EvalError`].
+pub fn run<D: Backend>(
+    config: &TrainConfig,
+    store: &Store,
+    run: &Store,
+    dev: &D,
+    say: &mut dyn FnMut(&Score),
+) -> Result<Scores, EvalError> {
+    if config.evals.is_empty() {
+        return Err(EvalError::NoEvals);
+    }
+    let no_checkpoint = || EvalError::NoCheckpoint(run.url().to_owned());
+    let meta = train::newest_checkpoint(run)?.ok_or_else(no_checkpoint)?;
+    let mut manifests = std::collections::BTreeMap::new();
+    for corpus in config.mixture.tasks().iter().flat_map(|task| task.corpora()) {
+        manifests.insert(corpus.clone(), store.manifest(corpus)?);
+    }
+    let model_config = train::model_config(config, &manifests)?;
+    let mut model = Imp::new(&model_config, config.mixture.seed(), dev)?;
+    checkpoint::load_model(run, &meta, &mut model)?;
+    let embedder = Embedder::new(store, &model, &meta.tokenizer_digest)?;
+    let mut scores = Scores { step: meta.step, scores: Vec::new(), examples: Vec::new() };
+    for eval in &config.evals {
+        for stream in train::media_streams(&eval.media) {
+            if !model_config
+                .pairs()
+                .iter()
+                .any(|&(a, b)| (a, b) == (stream, Stream::Text) || (b, a) == (stream, Stream::Text))
+            {
+                return Err(EvalError::Untrained { name: eval.name.clone(), medium: stream.name() });
+            }
+        }
+        let (score, examples) = measure(&embedder, eval, config)?;
+        say(&score);
+        scores.scores.push(score);
+        scores.examples.extend(examples);
+    }
+    run.put(SCORES_KEY, Bytes::from(serde_json::to_vec_pretty(&scores)?))?;
+    Ok(scores)
+}
+
+fn measure<D: Backend>(
+    embedder: &Embedder<'_, D>,
+    eval: &Eval,
+    config: &TrainConfig,
+) -> Result<(Score, Vec<Example>), EvalError> {
+    let (corpus, split) = (eval.task().corpora()[0].clone(), eval.task().split().to_owned());
+    let items = embedder.items(eval, &config.loader)?;
+    let (measure, mut examples) = match eval.kind {
+        EvalKind::ZeroShot => zero_shot::measure(embedder, eval, &items)?,
+        EvalKind::Retrieval => retrieval::measure(embedder, eval, &items)?,
+    };
+    for example in &mut examples {
+        (example.corpus, example.split) = (corpus.clone(), split.clone());
+    }
+    let modality = eval.media.iter().map(|m| m.name()).collect::<Vec<_>>().join("+");
+    Ok((Score { name: eval.name.clone(), corpus, split, modality, n: items.n(), measure }, examples))
+}
+
+/// The indices of the `k` greatest values, greatest first; equal values in index order.
+fn top_k(values: &[f32], k: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..values.len()).collect();
+    order.sort_by(|&a, &b| values[b].total_cmp(&values[a]).then(a.cmp(&b)));
+    order.truncate(k);
+    order
+}
+
+/// How many values stand before the best of `wanted`, if ties are broken against it: 0 is a hit at 1. Breaking ties in
+/// its favour would let a model that says the same to everything score full marks.
+fn rank(values: &[f32], wanted: &dyn Fn(usize) -> bool) -> usize {
+    let best = (0..values.len()).filter(|&i| wanted(i)).map(|i| values[i]).fold(f32::NEG_INFINITY, f32::max);
+    (0..values.len()).filter(|&i| !wanted(i) && (values[i] >= best || values[i].is_nan())).count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_that_says_the_same_to_everything_scores_nothing() {
+        assert_eq!(rank(&[0.5; 4], &|i| i == 0), 3);
+        assert_eq!(rank(&[0.1, 0.9, 0.5], &|i| i == 2), 1);
+        assert_eq!(rank(&[0.1, 0.9, 0.5], &|i| i != 0), 0);
+        assert_eq!(top_k(&[0.1, 0.9, 0.5, 0.9], 3), [1, 3, 2]);
+    }
+}

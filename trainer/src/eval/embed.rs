@@ -1,0 +1,204 @@
+//! Embeds the media of a split, and sentences, in the common spaces of their pairs.
+
+use std::collections::BTreeMap;
+
+use imp_loader::{EvalLoader, EvalSpec, LoaderSettings};
+use imp_schemas::batch::TextBatch;
+use imp_schemas::manifest::Manifest;
+use imp_schemas::resolution::Resolution;
+use imp_schemas::shard::{Digest, tokenizer_key};
+use imp_schemas::store::Store;
+use tokenizers::Tokenizer;
+
+use super::EvalError;
+use crate::config::Eval;
+use crate::model::{Imp, Stream};
+use crate::ops::Backend;
+use crate::train::media_streams;
+
+/// Sentences that go through the encoder together.
+const TEXT_BATCH: usize = 128;
+
+/// A model with the tokenizer it was trained with.
+pub struct Embedder<'a, D: Backend> {
+    store: &'a Store,
+    model: &'a Imp<D>,
+    tokenizer: Tokenizer,
+    tokenizer_digest: Digest,
+}
+
+/// The embedded examples of a split, in row order.
+pub struct Items {
+    pub manifest: Manifest,
+    /// For each medium of the evaluation, `[n, common]`, unit length.
+    pub media: Vec<(Stream, Vec<f32>)>,
+    /// Index into the manifest's classes, where the record has one.
+    pub labels: Vec<Option<u32>>,
+    pub captions: Vec<Vec<String>>,
+    pub keys: Vec<String>,
+    pub rows: Vec<u64>,
+}
+
+impl Items {
+    /// Examples.
+    pub fn n(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Scores of all texts against all examples, summed over the media: `[n, n_texts]`. `texts` holds for each medium, in
+    /// the same order, `[n_texts, common]`.
+    pub fn scores(&self, texts: &[Vec<f32>], n_texts: usize) -> Vec<f32> {
+        let mut scores = vec![0.0; self.n() * n_texts];
+        for ((_, media), texts) in self.media.iter().zip(texts) {
+            let width = texts.len() / n_texts.max(1);
+            for (row, medium) in scores.chunks_mut(n_texts).zip(media.chunks(width)) {
+                for (score, text) in row.iter_mut().zip(texts.chunks(width)) {
+                    *score += medium.iter().zip(text).map(|(a, b)| a * b).sum::<f32>();
+                }
+            }
+        }
+        scores
+    }
+}
+
+impl<'a, D: Backend> Embedder<'a, D> {
+    /// # Errors
+    /// The tokenizer is missing, damaged, or not readable.
+    pub fn new(store: &'a Store, model: &'a Imp<D>, tokenizer_digest: &Digest) -> Result<Self, EvalError> {
+        let key = tokenizer_key(tokenizer_digest);
+        let broken = |detail: String| EvalError::Tokenizer { key: key.clone(), detail };
+        let bytes = store.get(&key)?;
+        if Digest::of(&bytes) != *tokenizer_digest {
+            return Err(broken("its bytes do not have the digest in its name".to_owned()));
+        }
+        let tokenizer = Tokenizer::from_bytes(&bytes).map_err(|e| broken(e.to_string()))?;
+        Ok(Self { store, model, tokenizer, tokenizer_digest: tokenizer_digest.clone() })
+    }
+
+    /// Embeds every example of the evaluation's split.
+    ///
+    /// # Errors
+    /// The split cannot be read, or was tokenised by another tokenizer.
+    pub fn items(&self, eval: &Eval, settings: &LoaderSettings) -> Result<Items, EvalError> {
+        let corpus = &eval.task().corpora()[0];
+        let manifest = self.store.manifest(corpus)?.manifest;
+        if manifest.tokenizer.digest != self.tokenizer_digest {
+            return Err(EvalError::OtherTokenizer {
+                corpus: corpus.clone(),
+                found: manifest.tokenizer.digest.short().to_owned(),
+                wanted: self.tokenizer_digest.short().to_owned(),
+            });
+        }
+        let mut items = Items {
+            manifest,
+            media: media_streams(&eval.media).into_iter().map(|stream| (stream, Vec::new())).collect(),
+            labels: Vec::new(),
+            captions: Vec::new(),
+            keys: Vec::new(),
+            rows: Vec::new(),
+        };
+        let task = eval.task();
+        let view = &task.views()[0];
+        let spec = EvalSpec {
+            corpus,
+            split: task.split(),
+            modalities: &eval.media,
+            view,
+            patching: eval.mixture().patching(),
+            spectrogram: eval.mixture().spectrogram(),
+            working_side: task.working_side(),
+            n: view.n(),
+        };
+        for batch in EvalLoader::open(self.store, &spec, settings)? {
+            let batch = batch?;
+            for (stream, embedded) in &mut items.media {
+                let more = match stream {
+                    Stream::Vision => batch.batch.vision.as_ref().map(|v| self.model.embed_vision(v, Stream::Text)),
+                    Stream::Spectrogram => batch.batch.audio.as_ref().map(|a| self.model.embed_audio(a, Stream::Text)),
+                    Stream::Text => None,
+                };
+                embedded.extend(more.transpose()?.unwrap_or_default());
+            }
+            match batch.batch.labels {
+                Some(labels) => items.labels.extend(labels.into_iter().map(Some)),
+                None => items.labels.extend(batch.keys.iter().map(|_| None)),
+            }
+            items.captions.extend(batch.captions);
+            items.keys.extend(batch.keys);
+            items.rows.extend(batch.rows);
+        }
+        Ok(items)
+    }
+
+    /// Embeds groups of sentences for a pair with `target`; sentences of a group are averaged before they are brought to
+    /// unit length. Returns `[n_groups, common]`.
+    ///
+    /// # Errors
+    /// A sentence cannot be tokenised.
+    pub fn texts(&self, groups: &[Vec<String>], target: Stream, eval: &Eval) -> Result<Vec<f32>, EvalError> {
+        let n_tokens = match eval.task().views()[0].text() {
+            Some(Resolution::Text { tokens }) => tokens,
+            _ => 0,
+        };
+        let sentences: Vec<&String> = groups.iter().flatten().collect();
+        let mut common: Vec<Vec<f32>> = Vec::with_capacity(sentences.len());
+        for chunk in sentences.chunks(TEXT_BATCH) {
+            let mut ids = Vec::with_capacity(chunk.len() * n_tokens);
+            for sentence in chunk {
+                ids.extend(self.tokenise(sentence, n_tokens)?);
+            }
+            let embedded = self.model.embed_text(&TextBatch { n_tokens, ids }, target)?;
+            let width = embedded.len() / chunk.len();
+            common.extend(embedded.chunks(width).map(<[f32]>::to_vec));
+        }
+        let mut means = Vec::new();
+        let mut rest = common.into_iter();
+        for group in groups {
+            let members: Vec<Vec<f32>> = rest.by_ref().take(group.len()).collect();
+            let width = members.first().map_or(0, Vec::len);
+            means.extend((0..width).map(|i| members.iter().map(|m| m[i]).sum::<f32>() / members.len() as f32));
+        }
+        normalise(&mut means, groups.len());
+        Ok(means)
+    }
+
+    fn tokenise(&self, sentence: &str, n_tokens: usize) -> Result<Vec<i32>, EvalError> {
+        let key = tokenizer_key(&self.tokenizer_digest);
+        let encoded = self
+            .tokenizer
+            .encode(sentence, false)
+            .map_err(|e| EvalError::Tokenizer { key, detail: format!("`{sentence}`: {e}") })?;
+        let mut ids: Vec<i32> = encoded.get_ids().iter().map(|&id| id as i32).collect();
+        ids.resize(n_tokens, 0);
+        Ok(ids)
+    }
+}
+
+/// Brings each of `n` rows to unit length; 1e-6 is added to the length, as in the loss.
+fn normalise(values: &mut [f32], n: usize) {
+    let width = values.len() / n.max(1);
+    for row in values.chunks_mut(width.max(1)) {
+        let norm = row.iter().map(|v| v * v).sum::<f32>().sqrt() + 1e-6;
+        row.iter_mut().for_each(|v| *v /= norm);
+    }
+}
+
+/// Texts without repetition, and for each example the indices of its own.
+pub fn distinct(captions: &[Vec<String>]) -> (Vec<String>, Vec<Vec<usize>>) {
+    let mut texts = Vec::new();
+    let mut place: BTreeMap<String, usize> = BTreeMap::new();
+    let mut own = Vec::with_capacity(captions.len());
+    for group in captions {
+        let mut indices = Vec::new();
+        for caption in group {
+            let next = texts.len();
+            let idx = *place.entry(caption.clone()).or_insert(next);
+            if idx == next {
+                texts.push(caption.clone());
+            }
+            indices.push(idx);
+        }
+        own.push(indices);
+    }
+    (texts, own)
+}

@@ -1,0 +1,68 @@
+//! Zero-shot classification: class names in sentences against media, arg-max of the cosine.
+
+use super::embed::{Embedder, Items};
+use super::{EvalError, Example, Measure, Retrieved, rank, top_k};
+use crate::config::{Candidates, Eval};
+use crate::ops::Backend;
+
+/// Queries that are kept for people to look at, and media for each.
+const N_EXAMPLES: usize = 6;
+const N_RETRIEVED: usize = 5;
+
+/// Scores every example against every candidate class.
+///
+/// # Errors
+/// The corpus has no classes, or an example no label.
+pub fn measure<D: Backend>(
+    embedder: &Embedder<'_, D>,
+    eval: &Eval,
+    items: &Items,
+) -> Result<(Measure, Vec<Example>), EvalError> {
+    let wrong = |found: String, wanted| EvalError::Corpus { name: eval.name.clone(), found, wanted };
+    let mut labels = Vec::with_capacity(items.n());
+    for (label, key) in items.labels.iter().zip(&items.keys) {
+        let missing = || wrong(format!("record `{key}` has no label"), "a label for every record of the split");
+        labels.push(label.ok_or_else(missing)? as usize);
+    }
+    let classes: Vec<usize> = match eval.candidates {
+        Candidates::All => (0..items.manifest.classes.len()).collect(),
+        Candidates::Split => (0..items.manifest.classes.len()).filter(|c| labels.contains(c)).collect(),
+    };
+    if classes.len() < 2 {
+        return Err(wrong(format!("{} classes to choose from", classes.len()), "at least 2"));
+    }
+    let names: Vec<&String> = classes.iter().map(|&class| &items.manifest.classes[class]).collect();
+    let groups: Vec<Vec<String>> =
+        names.iter().map(|name| eval.prompts.iter().map(|prompt| prompt.replace("{}", name)).collect()).collect();
+    let texts: Vec<Vec<f32>> =
+        items.media.iter().map(|(stream, _)| embedder.texts(&groups, *stream, eval)).collect::<Result<_, _>>()?;
+    let scores = items.scores(&texts, classes.len());
+    let ranks: Vec<usize> =
+        scores.chunks(classes.len()).zip(&labels).map(|(row, label)| rank(row, &|i| classes[i] == *label)).collect();
+    let share = |k: usize| ranks.iter().filter(|&&r| r < k).count() as f64 / items.n().max(1) as f64;
+    let measure = Measure::ZeroShot {
+        top1: share(1),
+        top5: share(5),
+        chance: 1.0 / classes.len() as f64,
+        n_classes: classes.len(),
+    };
+    // Queries spread over the classes, so that the page does not show six kinds of circle.
+    let stride = (classes.len() / N_EXAMPLES).max(1);
+    let examples = (0..classes.len()).step_by(stride).take(N_EXAMPLES).map(|c| {
+        let column: Vec<f32> = scores.chunks(classes.len()).map(|row| row[c]).collect();
+        let retrieved = top_k(&column, N_RETRIEVED).into_iter().map(|i| Retrieved {
+            row: items.rows[i],
+            key: items.keys[i].clone(),
+            score: column[i],
+            correct: labels[i] == classes[c],
+        });
+        Example {
+            name: eval.name.clone(),
+            corpus: String::new(),
+            split: String::new(),
+            query: names[c].clone(),
+            retrieved: retrieved.collect(),
+        }
+    });
+    Ok((measure, examples.collect()))
+}

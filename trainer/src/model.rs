@@ -1,0 +1,152 @@
+//! One encoder for every stream, with the thin parts that know what a stream is.
+//!
+//! In: host batches. Out: losses with gradients, embeddings, parameters by name. Never: reading, drawing (but the first
+//! weights), updating.
+//!
+//! Names are those of the reference vectors: `vision/embed/kernel`, `encoder/layer_0/attn/q/kernel`,
+//! `vision/to_text/wi/kernel`, `temperature/text_vision`, `classifier/<corpus>/kernel`; kernels are (in, out).
+//! Source: Akbari et al. 2023, arXiv:2305.06324, and the authors' release.
+
+mod config;
+mod embed;
+mod encoder;
+mod error;
+#[cfg(test)]
+mod golden;
+mod heads;
+mod parameters;
+mod patches;
+
+use std::collections::BTreeMap;
+
+use dfdx::prelude::{Gradients, NoneTape, OwnedTape};
+use imp_schemas::batch::{AudioBatch, Batch, TextBatch, VisionBatch};
+use imp_schemas::task::Objective;
+
+use crate::ops::Backend;
+
+pub use config::{Classifier, ModelConfig, Preset, QkvInit, RawModel, Stream};
+pub use error::ModelError;
+pub use parameters::Parameter;
+pub use patches::{HostTokens, spectrogram_patches, tube_patches};
+
+/// Gradients of one batch, by parameter.
+pub struct Grads<D: Backend>(pub(crate) Gradients<f32, D>);
+
+/// The model.
+pub struct Imp<D: Backend> {
+    config: ModelConfig,
+    dev: D,
+    parameters: Vec<Parameter<D>>,
+    index: BTreeMap<String, usize>,
+}
+
+impl<D: Backend> Imp<D> {
+    /// First weights, each drawn at the address of its name, so that no parameter depends on another's presence.
+    ///
+    /// # Errors
+    /// [`ModelError::Device`] if the device has no room.
+    pub fn new(config: &ModelConfig, seed: u64, dev: &D) -> Result<Self, ModelError> {
+        let parameters = parameters::draw(config, seed, dev)?;
+        let index = parameters.iter().enumerate().map(|(i, p)| (p.name.clone(), i)).collect();
+        Ok(Self { config: config.clone(), dev: dev.clone(), parameters, index })
+    }
+
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Every parameter's name, in the order of declaration.
+    pub fn names(&self) -> Vec<String> {
+        self.parameters.iter().map(|p| p.name.clone()).collect()
+    }
+
+    /// Shape and values of a parameter; `None` for an unknown name.
+    pub fn tensor(&self, name: &str) -> Option<(Vec<usize>, Vec<f32>)> {
+        let p = &self.parameters[*self.index.get(name)?];
+        Some((p.shape.clone(), p.tensor.as_vec()))
+    }
+
+    /// Sets a parameter.
+    ///
+    /// # Errors
+    /// [`ModelError::UnknownParameter`], or [`ModelError::ParameterShape`] with both shapes.
+    pub fn load(&mut self, name: &str, shape: &[usize], values: &[f32]) -> Result<(), ModelError> {
+        let Some(&i) = self.index.get(name) else {
+            return Err(ModelError::unknown(name, &self.names()));
+        };
+        let p = &mut self.parameters[i];
+        ModelError::check_shape(name, shape, values.len(), &p.shape)?;
+        p.tensor.copy_from(values);
+        Ok(())
+    }
+
+    /// Loss of a batch and its gradients. `corpus` names the classifier under [`Objective::Softmax`] and is not read
+    /// otherwise.
+    ///
+    /// # Errors
+    /// A stream that the objective needs is absent, the model lacks the head, an array has the wrong length, or the loss
+    /// is not finite.
+    pub fn loss(&self, objective: Objective, corpus: &str, batch: &Batch) -> Result<(f32, Grads<D>), ModelError> {
+        let loss = self.objective::<OwnedTape<f32, D>>(objective, corpus, batch)?;
+        let value = crate::ops::scalar_value(&loss);
+        if !value.is_finite() {
+            return Err(ModelError::LossNotFinite(value));
+        }
+        let grads = dfdx::prelude::Backward::try_backward(loss).map_err(device)?;
+        Ok((value, Grads(grads)))
+    }
+
+    /// Loss of a batch, without gradients.
+    ///
+    /// # Errors
+    /// As [`Imp::loss`].
+    pub fn loss_value(&self, objective: Objective, corpus: &str, batch: &Batch) -> Result<f32, ModelError> {
+        let value = crate::ops::scalar_value(&self.objective::<NoneTape>(objective, corpus, batch)?);
+        if value.is_finite() { Ok(value) } else { Err(ModelError::LossNotFinite(value)) }
+    }
+
+    /// Embeddings of pictures or clips in the space shared with `target`: `[n, common_width]`, L2-normalised.
+    ///
+    /// # Errors
+    /// The model lacks the head, or an array has the wrong length.
+    pub fn embed_vision(&self, batch: &VisionBatch, target: Stream) -> Result<Vec<f32>, ModelError> {
+        let pooled = self.pooled_vision::<NoneTape>(batch)?;
+        self.embedding(pooled, Stream::Vision, target)
+    }
+
+    /// As [`Imp::embed_vision`], of spectrograms.
+    ///
+    /// # Errors
+    /// As [`Imp::embed_vision`].
+    pub fn embed_audio(&self, batch: &AudioBatch, target: Stream) -> Result<Vec<f32>, ModelError> {
+        let pooled = self.pooled_audio::<NoneTape>(batch)?;
+        self.embedding(pooled, Stream::Spectrogram, target)
+    }
+
+    /// As [`Imp::embed_vision`], of sentences.
+    ///
+    /// # Errors
+    /// As [`Imp::embed_vision`].
+    pub fn embed_text(&self, batch: &TextBatch, target: Stream) -> Result<Vec<f32>, ModelError> {
+        let pooled = self.pooled_text::<NoneTape>(batch)?;
+        self.embedding(pooled, Stream::Text, target)
+    }
+
+    pub(crate) fn device(&self) -> &D {
+        &self.dev
+    }
+
+    pub(crate) fn parameters(&self) -> &[Parameter<D>] {
+        &self.parameters
+    }
+
+    pub(crate) fn parameters_mut(&mut self) -> &mut [Parameter<D>] {
+        &mut self.parameters
+    }
+}
+
+/// A device's error, as the model's.
+fn device(error: impl std::fmt::Display) -> ModelError {
+    ModelError::Device(error.to_string())
+}

@@ -1,0 +1,326 @@
+//! The size of a model: `[train.model]` as the file spells it, and as the code gets it.
+//!
+//! In: a raw table, the vocabulary, the patching, the pairs and classifiers that the tasks need. Out: [`ModelConfig`], which
+//! holds that heads divide the width and that every size is at least 1. Never: tensors.
+//! Source: Akbari et al. 2023, arXiv:2305.06324, and the authors' release (sizes, tables, initial values).
+
+use imp_schemas::modality::Modality;
+use imp_schemas::resolution::Patching;
+use serde::{Deserialize, Serialize};
+
+use crate::model::ModelError;
+
+/// A kind of token sequence. Image and video share one: an image is a clip of equal frames.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Stream {
+    Vision,
+    Spectrogram,
+    Text,
+}
+
+impl Stream {
+    /// The name in parameter names.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Vision => "vision",
+            Self::Spectrogram => "spectrogram",
+            Self::Text => "text",
+        }
+    }
+}
+
+impl From<Modality> for Stream {
+    fn from(modality: Modality) -> Self {
+        match modality {
+            Modality::Image | Modality::Video => Self::Vision,
+            Modality::Audio => Self::Spectrogram,
+            Modality::Text => Self::Text,
+        }
+    }
+}
+
+impl std::fmt::Display for Stream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// One labelled corpus: its classifier is `classifier/<corpus>/{kernel,bias}`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Classifier {
+    pub corpus: String,
+    pub stream: Stream,
+    pub n_classes: usize,
+}
+
+/// The published encoders.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Preset {
+    S,
+    B,
+    M,
+    L,
+}
+
+/// Standard deviation of the first q, k and v kernels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum QkvInit {
+    /// `1 / sqrt(width * heads)`, what the release's initialiser makes of its kernel shape.
+    Release,
+    /// `1 / sqrt(width)`, LeCun's.
+    #[default]
+    FanIn,
+}
+
+/// `[train.model]`: a preset, or a size of one's own; a key beside a preset overrides it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawModel {
+    pub preset: Option<Preset>,
+    /// Blocks.
+    pub depth: Option<usize>,
+    pub width: Option<usize>,
+    /// Hidden width of the feed-forward; absent without a preset: 4 × width.
+    pub ffn_width: Option<usize>,
+    pub heads: Option<usize>,
+    /// Width of the common spaces; absent: the release's 1024 beside a preset, else the width.
+    pub common_width: Option<usize>,
+    /// LayerNorm of queries and keys per head; the release has it in sparse models only.
+    #[serde(default)]
+    pub qk_norm: bool,
+    #[serde(default)]
+    pub qkv_init: QkvInit,
+    /// Lengths of the position tables for time, row, column.
+    #[serde(default = "RawModel::release_vision_table")]
+    pub vision_table: [usize; 3],
+    /// Lengths of the position tables for time, frequency.
+    #[serde(default = "RawModel::release_spectrogram_table")]
+    pub spectrogram_table: [usize; 2],
+    /// Longest sentence, tokens.
+    #[serde(default = "RawModel::release_text_table")]
+    pub text_table: usize,
+    /// First temperature of every pair.
+    #[serde(default = "RawModel::release_temperature")]
+    pub temperature: f64,
+}
+
+impl RawModel {
+    fn release_vision_table() -> [usize; 3] {
+        [16, 32, 32]
+    }
+
+    fn release_spectrogram_table() -> [usize; 2] {
+        [64, 8]
+    }
+
+    fn release_text_table() -> usize {
+        4096
+    }
+
+    fn release_temperature() -> f64 {
+        0.2
+    }
+
+    /// The published encoder of that size, everything else as released.
+    pub fn preset(preset: Preset) -> Self {
+        Self {
+            preset: Some(preset),
+            depth: None,
+            width: None,
+            ffn_width: None,
+            heads: None,
+            common_width: None,
+            qk_norm: false,
+            qkv_init: QkvInit::Release,
+            vision_table: Self::release_vision_table(),
+            spectrogram_table: Self::release_spectrogram_table(),
+            text_table: Self::release_text_table(),
+            temperature: Self::release_temperature(),
+        }
+    }
+}
+
+/// A model's size. Holds: every size is at least 1, `heads` divides `width`, pairs and classifiers are distinct.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ModelConfig {
+    pub(super) depth: usize,
+    pub(super) width: usize,
+    pub(super) ffn_width: usize,
+    pub(super) heads: usize,
+    pub(super) common_width: usize,
+    pub(super) qk_norm: bool,
+    pub(super) qkv_init: QkvInit,
+    pub(super) vision_table: [usize; 3],
+    pub(super) spectrogram_table: [usize; 2],
+    pub(super) text_table: usize,
+    pub(super) temperature: f64,
+    pub(super) vocab_size: usize,
+    pub(super) patching: Patching,
+    pub(super) pairs: Vec<(Stream, Stream)>,
+    pub(super) classifiers: Vec<Classifier>,
+}
+
+impl ModelConfig {
+    /// Checks `raw` and joins it with what the data decides. `pairs` are unordered; either order and repetitions are one.
+    ///
+    /// # Errors
+    /// [`ModelError::Config`] with key, value and rule.
+    pub fn check(
+        raw: RawModel,
+        vocab_size: usize,
+        patching: Patching,
+        pairs: Vec<(Stream, Stream)>,
+        classifiers: Vec<Classifier>,
+    ) -> Result<Self, ModelError> {
+        let preset = raw.preset.map(preset_sizes);
+        let depth = size("depth", raw.depth, preset.map(|p| p.0))?;
+        let width = size("width", raw.width, preset.map(|p| p.1))?;
+        let ffn_width = size("ffn_width", raw.ffn_width, Some(preset.map_or(4 * width, |p| p.2)))?;
+        let heads = size("heads", raw.heads, preset.map(|p| p.3))?;
+        let common = if preset.is_some() { RELEASE_COMMON_WIDTH } else { width };
+        let common_width = size("common_width", raw.common_width, Some(common))?;
+        hold(width.is_multiple_of(heads), "heads", heads, || format!("a divisor of `train.model.width` ({width})"))?;
+        for (key, lens) in [("vision_table", &raw.vision_table[..]), ("spectrogram_table", &raw.spectrogram_table[..])]
+        {
+            hold(!lens.contains(&0), key, format!("{lens:?}"), || "lengths of at least 1".to_owned())?;
+        }
+        hold(raw.text_table > 0, "text_table", raw.text_table, || "at least 1".to_owned())?;
+        let warm = raw.temperature.is_finite() && raw.temperature > 0.0;
+        hold(warm, "temperature", raw.temperature, || "above 0: relu has no gradient below".to_owned())?;
+        hold(vocab_size > 0, "vocab_size", vocab_size, || "at least 1".to_owned())?;
+        let mut unordered: Vec<(Stream, Stream)> = Vec::new();
+        for (a, b) in pairs {
+            hold(a != b, "pairs", format!("{a} with {a}"), || "two different streams".to_owned())?;
+            let pair = (a.min(b), a.max(b));
+            if !unordered.contains(&pair) {
+                unordered.push(pair);
+            }
+        }
+        unordered.sort();
+        for (i, c) in classifiers.iter().enumerate() {
+            let distinct = classifiers[..i].iter().all(|before| before.corpus != c.corpus);
+            hold(distinct, "classifiers", &c.corpus, || "named once".to_owned())?;
+            hold(c.n_classes > 0, "classifiers", format!("{} with 0 classes", c.corpus), || {
+                "of 1 class or more".into()
+            })?;
+        }
+        Ok(Self {
+            depth,
+            width,
+            ffn_width,
+            heads,
+            common_width,
+            qk_norm: raw.qk_norm,
+            qkv_init: raw.qkv_init,
+            vision_table: raw.vision_table,
+            spectrogram_table: raw.spectrogram_table,
+            text_table: raw.text_table,
+            temperature: raw.temperature,
+            vocab_size,
+            patching,
+            pairs: unordered,
+            classifiers,
+        })
+    }
+
+    /// Every parameter of the model, heads and tables included.
+    pub fn n_parameters(&self) -> usize {
+        self.parameters().iter().map(|p| p.shape.iter().product::<usize>()).sum()
+    }
+
+    /// The blocks and the final LayerNorm alone.
+    pub fn n_encoder_parameters(&self) -> usize {
+        let of_encoder = self.parameters().into_iter().filter(|p| p.name.starts_with("encoder/"));
+        of_encoder.map(|p| p.shape.iter().product::<usize>()).sum()
+    }
+
+    pub fn depth(&self) -> usize {
+        self.depth
+    }
+
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    pub fn ffn_width(&self) -> usize {
+        self.ffn_width
+    }
+
+    pub fn heads(&self) -> usize {
+        self.heads
+    }
+
+    /// Length of an embedding.
+    pub fn common_width(&self) -> usize {
+        self.common_width
+    }
+
+    /// Longest sentence, tokens.
+    pub fn text_table(&self) -> usize {
+        self.text_table
+    }
+
+    pub fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
+    pub fn patching(&self) -> &Patching {
+        &self.patching
+    }
+
+    /// Sorted, each pair once, the lesser stream first.
+    pub fn pairs(&self) -> &[(Stream, Stream)] {
+        &self.pairs
+    }
+
+    pub fn classifiers(&self) -> &[Classifier] {
+        &self.classifiers
+    }
+
+    /// Streams that some pair or classifier uses, sorted; the others have no parameters.
+    pub fn streams(&self) -> Vec<Stream> {
+        let of_pairs = self.pairs.iter().flat_map(|&(a, b)| [a, b]);
+        let mut streams: Vec<Stream> = of_pairs.chain(self.classifiers.iter().map(|c| c.stream)).collect();
+        streams.sort();
+        streams.dedup();
+        streams
+    }
+
+    /// Multiply-adds times two of one example's forward pass through the encoder, `n_tokens` long; training costs three.
+    pub fn encoder_flops(&self, n_tokens: usize) -> f64 {
+        let (d, f, n) = (self.width as f64, self.ffn_width as f64, n_tokens as f64);
+        self.depth as f64 * n * (8.0 * d * d + 4.0 * d * f + 4.0 * n * d)
+    }
+}
+
+/// Width of the release's common spaces.
+const RELEASE_COMMON_WIDTH: usize = 1024;
+
+/// Depth, width, feed-forward width, heads.
+fn preset_sizes(preset: Preset) -> (usize, usize, usize, usize) {
+    match preset {
+        Preset::S => (12, 384, 1536, 6),
+        Preset::B => (12, 768, 3072, 12),
+        Preset::M => (12, 1024, 4096, 16),
+        Preset::L => (24, 1024, 4096, 16),
+    }
+}
+
+fn size(key: &'static str, found: Option<usize>, default: Option<usize>) -> Result<usize, ModelError> {
+    match found.or(default) {
+        Some(n) if n > 0 => Ok(n),
+        Some(n) => Err(ModelError::Config { key, found: n.to_string(), rule: "at least 1".to_owned() }),
+        None => Err(ModelError::Config { key, found: "absent".to_owned(), rule: "set, or `preset` given".to_owned() }),
+    }
+}
+
+fn hold(
+    holds: bool,
+    key: &'static str,
+    found: impl std::fmt::Display,
+    rule: impl FnOnce() -> String,
+) -> Result<(), ModelError> {
+    if holds { Ok(()) } else { Err(ModelError::Config { key, found: found.to_string(), rule: rule() }) }
+}

@@ -1,0 +1,135 @@
+//! Raw blocks → token values, on the host.
+//!
+//! In: pixels or log-mels, the patching, the kept positions. Out: values `[n, tokens, values]` of the kept tokens, and where
+//! each one sits. Never: a value for a dropped token: DropToken gathers before anything is computed.
+//! Source: the authors' release: tokens raster over (t, h, w), values (dt, dh, dw, c) with the channel fastest.
+
+use imp_schemas::resolution::{Patching, Resolution};
+
+use super::ModelError;
+use crate::ops::simd;
+
+/// Token values of a batch.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HostTokens {
+    /// Examples.
+    pub n: usize,
+    /// Tokens per axis before DropToken.
+    pub grid: [usize; 3],
+    /// Tokens per example after DropToken.
+    pub n_tokens: usize,
+    /// `[n, n_tokens, values]`.
+    pub values: Vec<f32>,
+}
+
+/// Cuts clips into tubes.
+///
+/// `pixels` is `[n, frames, height, width, 3]`, u8; a picture has one frame, which fills a tube's frames by repetition.
+/// Values are in [-1, 1]. `kept` is `[n, tokens]`, positions in raster order.
+///
+/// # Errors
+/// A patch does not divide a side, the pixels are not whole examples, or a kept position is outside the grid.
+pub fn tube_patches(
+    resolution: Resolution,
+    pixels: &[u8],
+    kept: Option<&[u32]>,
+    patching: &Patching,
+) -> Result<HostTokens, ModelError> {
+    cut_tubes(resolution, pixels, kept, patching, simd::pixels)
+}
+
+/// As [`tube_patches`], of values of any type; `convert` takes a line of a patch.
+pub(super) fn cut_tubes<V>(
+    resolution: Resolution,
+    pixels: &[V],
+    kept: Option<&[u32]>,
+    patching: &Patching,
+    convert: fn(&[V], &mut [f32]),
+) -> Result<HostTokens, ModelError> {
+    let (frames, height, width) = match resolution {
+        Resolution::Image { height, width } => (1, height, width),
+        Resolution::Video { frames, height, width } => (frames, height, width),
+        Resolution::Audio { .. } | Resolution::Text { .. } => {
+            return Err(ModelError::MissingStream { stream: "vision", objective: "any", wanted: "image or video" });
+        }
+    };
+    let [dt, dh, dw] = patching.tube;
+    let grid = resolution.grid(patching).map_err(|source| ModelError::Resolution { stream: "vision", source })?;
+    let per_example = frames * height * width * 3;
+    let (n, n_tokens) = counts("pixels", pixels.len(), per_example, grid, kept)?;
+    let n_values = patching.n_tube_values();
+    let mut values = vec![0.0; n * n_tokens * n_values];
+    for (i, token) in values.chunks_exact_mut(n_values).enumerate() {
+        let clip = &pixels[i / n_tokens * per_example..][..per_example];
+        let [t, h, w] = place(i, n_tokens, grid, kept);
+        for (f, frame) in token.chunks_exact_mut(dh * dw * 3).enumerate() {
+            let at_frame = (t * dt + f).min(frames - 1);
+            for (row, line) in frame.chunks_exact_mut(dw * 3).enumerate() {
+                let from = ((at_frame * height + h * dh + row) * width + w * dw) * 3;
+                convert(&clip[from..from + dw * 3], line);
+            }
+        }
+    }
+    Ok(HostTokens { n, grid, n_tokens, values })
+}
+
+/// Cuts spectrograms into patches, time the slower axis.
+///
+/// `log_mel` is `[n, frames, mels]`. `kept` as for [`tube_patches`].
+///
+/// # Errors
+/// As [`tube_patches`].
+pub fn spectrogram_patches(
+    resolution: Resolution,
+    log_mel: &[f32],
+    kept: Option<&[u32]>,
+    patching: &Patching,
+) -> Result<HostTokens, ModelError> {
+    let Resolution::Audio { frames, mels } = resolution else {
+        return Err(ModelError::MissingStream { stream: "spectrogram", objective: "any", wanted: "audio" });
+    };
+    let [df, dm] = patching.spectrogram;
+    let grid = resolution.grid(patching).map_err(|source| ModelError::Resolution { stream: "spectrogram", source })?;
+    let (n, n_tokens) = counts("log_mel", log_mel.len(), frames * mels, grid, kept)?;
+    let n_values = patching.n_spectrogram_values();
+    let mut values = vec![0.0; n * n_tokens * n_values];
+    for (i, token) in values.chunks_exact_mut(n_values).enumerate() {
+        let spectrogram = &log_mel[i / n_tokens * frames * mels..][..frames * mels];
+        let [t, m, _] = place(i, n_tokens, grid, kept);
+        for (row, line) in token.chunks_exact_mut(dm).enumerate() {
+            let from = (t * df + row) * mels + m * dm;
+            line.copy_from_slice(&spectrogram[from..from + dm]);
+        }
+    }
+    Ok(HostTokens { n, grid, n_tokens, values })
+}
+
+/// Examples, and tokens of one after DropToken.
+fn counts(
+    what: &'static str,
+    found: usize,
+    per_example: usize,
+    grid: [usize; 3],
+    kept: Option<&[u32]>,
+) -> Result<(usize, usize), ModelError> {
+    let n = found / per_example;
+    if n == 0 || !found.is_multiple_of(per_example) {
+        return Err(ModelError::Values { what, found, wanted: per_example * n.max(1) });
+    }
+    let n_full = grid.iter().product::<usize>();
+    let Some(kept) = kept else { return Ok((n, n_full)) };
+    let n_tokens = kept.len() / n;
+    if n_tokens == 0 || !kept.len().is_multiple_of(n) {
+        return Err(ModelError::Values { what: "kept", found: kept.len(), wanted: n * n_tokens.max(1) });
+    }
+    match kept.iter().find(|&&k| k as usize >= n_full) {
+        Some(&k) => Err(ModelError::Range { what: "kept position", found: i64::from(k), limit: n_full }),
+        None => Ok((n, n_tokens)),
+    }
+}
+
+/// Place in the grid of the batch's token `i`.
+fn place(i: usize, n_tokens: usize, grid: [usize; 3], kept: Option<&[u32]>) -> [usize; 3] {
+    let position = kept.map_or(i % n_tokens, |k| k[i] as usize);
+    [position / (grid[1] * grid[2]), position / grid[2] % grid[1], position % grid[2]]
+}

@@ -1,0 +1,53 @@
+//! The contrastive objective over all pairs of a batch's streams.
+//!
+//! In: common-space vectors per direction, temperatures. Out: the mean pair loss. Never: an unequal weight of pairs: the
+//! release's are all one.
+
+use dfdx::prelude::{HasShape, PutTape, ReshapeTo, SplitTape, Tape, TryAdd, TryMul};
+
+use crate::model::ModelError;
+use crate::ops::{Backend, Flat, Rows, Scalar};
+
+/// One pair of streams, an instance per example.
+pub struct Pair<D: Backend, T: Tape<f32, D>> {
+    /// The first stream's vectors for the second, not normalised.
+    pub u: Rows<D, T>,
+    pub v: Rows<D, T>,
+    /// The pair's raw temperature.
+    pub temperature: Flat<D>,
+}
+
+/// `sum of the pair losses / number of pairs`; `tape` is what led to the vectors' common past.
+///
+/// # Errors
+/// [`ModelError::Device`].
+pub fn mean_over_pairs<D: Backend, T: Tape<f32, D>>(
+    pairs: Vec<Pair<D, T>>,
+    mut tape: T,
+) -> Result<Scalar<D, T>, ModelError> {
+    let device = |e: D::Err| ModelError::Device(e.to_string());
+    let n_pairs = pairs.len();
+    let mut total: Option<Scalar<D>> = None;
+    for Pair { u, v, temperature } in pairs {
+        let ((n, width), (n_v, width_v)) = (*u.shape(), *v.shape());
+        if (n, width) != (n_v, width_v) {
+            return Err(ModelError::Values {
+                what: "the pair's second stream",
+                found: n_v * width_v,
+                wanted: n * width,
+            });
+        }
+        let u = u.try_reshape_like(&(n, 1, width)).map_err(device)?;
+        let v = v.try_reshape_like(&(n, 1, width)).map_err(device)?;
+        let (loss, of_pair) = D::nce(u, v, &temperature).map_err(device)?.split_tape();
+        tape = tape.merge(of_pair);
+        let (sum, of_sum) = match total {
+            Some(total) => loss.put_tape(T::default()).try_add(total).map_err(device)?.split_tape(),
+            None => (loss, T::default()),
+        };
+        tape = tape.merge(of_sum);
+        total = Some(sum);
+    }
+    let total = total.ok_or(ModelError::Values { what: "the list of pairs", found: 0, wanted: 1 })?;
+    total.put_tape(tape).try_mul(1.0 / n_pairs as f32).map_err(device)
+}

@@ -1,0 +1,101 @@
+//! The CPU as a [`Backend`]: fused forms throughout.
+
+use dfdx::prelude::{Cpu, CpuError, Gradients, Tape};
+
+use super::*;
+
+impl Backend for Cpu {
+    type Moment = Vec<f32>;
+
+    fn moment(_dev: &Self, values: Vec<f32>) -> Result<Vec<f32>, CpuError> {
+        Ok(values)
+    }
+
+    fn moment_values(moment: &Vec<f32>) -> Vec<f32> {
+        moment.clone()
+    }
+
+    fn squares(parameters: &[&mut Flat<Self>], grads: &mut Gradients<f32, Self>) -> Result<Vec<f64>, CpuError> {
+        adamw::squares(parameters, grads)
+    }
+
+    fn adamw(
+        parameters: Vec<&mut Flat<Self>>,
+        grads: &mut Gradients<f32, Self>,
+        mu: &mut [Vec<f32>],
+        nu: &mut [Vec<f32>],
+        decays: &[bool],
+        step: &AdamWStep,
+    ) -> Result<(), CpuError> {
+        adamw::fused(parameters, grads, mu, nu, decays, step)
+    }
+
+    fn linear<T: Tape<f32, Self>>(x: Rows<Self, T>, layer: &Linear<Self>) -> Result<Rows<Self, T>, CpuError> {
+        linear::fused(x, layer)
+    }
+
+    fn layer_norm<T: Tape<f32, Self>>(x: Rows<Self, T>, norm: &Norm<Self>) -> Result<Rows<Self, T>, CpuError> {
+        layer_norm::fused(x, norm)
+    }
+
+    fn blocks<T: Tape<f32, Self>>(
+        x: Tokens<Self, T>,
+        mask: Option<&Mask>,
+        layers: &[Block<Self>],
+        n_heads: usize,
+    ) -> Result<Tokens<Self, T>, CpuError> {
+        blocks::fused(x, mask, layers, n_heads)
+    }
+
+    fn attention<T: Tape<f32, Self>>(
+        x: Tokens<Self, T>,
+        mask: Option<&Mask>,
+        layer: &Block<Self>,
+        n_heads: usize,
+    ) -> Result<Tokens<Self, T>, CpuError> {
+        blocks::fused_attention(x, mask, layer, n_heads)
+    }
+
+    fn add_positions<T: Tape<f32, Self>>(
+        x: Tokens<Self, T>,
+        positions: &Positions,
+        tables: &[Flat<Self>],
+        norm: &Norm<Self>,
+    ) -> Result<Tokens<Self, T>, CpuError> {
+        positions::fused(x, positions, tables, norm)
+    }
+
+    fn lookup<T: Tape<f32, Self>>(table: &Flat<Self>, width: usize, ids: &[u32]) -> Result<Rows<Self, T>, CpuError> {
+        positions::fused_lookup(table, width, ids)
+    }
+
+    fn mean_pool<T: Tape<f32, Self>>(x: Tokens<Self, T>, mask: Option<&Mask>) -> Result<Rows<Self, T>, CpuError> {
+        pool::fused(x, mask)
+    }
+
+    fn l2_normalise<T: Tape<f32, Self>>(x: Rows<Self, T>) -> Result<Rows<Self, T>, CpuError> {
+        l2_norm::fused(x)
+    }
+
+    fn nce<T: Tape<f32, Self>>(
+        u: Tokens<Self, T>,
+        v: Tokens<Self, T>,
+        temperature: &Flat<Self>,
+    ) -> Result<Scalar<Self, T>, CpuError> {
+        nce::fused(u, v, temperature)
+    }
+
+    fn softmax_cross_entropy<T: Tape<f32, Self>>(
+        logits: Rows<Self, T>,
+        targets: &[f32],
+    ) -> Result<Scalar<Self, T>, CpuError> {
+        cross_entropy::fused_softmax(logits, targets)
+    }
+
+    fn sigmoid_cross_entropy<T: Tape<f32, Self>>(
+        logits: Rows<Self, T>,
+        targets: &[f32],
+    ) -> Result<Scalar<Self, T>, CpuError> {
+        cross_entropy::fused_sigmoid(logits, targets)
+    }
+}

@@ -1,0 +1,175 @@
+//! The loop: alternating gradient descent over the mixture's tasks, one task a step.
+//!
+//! In: a checked config, a store with corpora, a run. Out: checkpoints and metrics in the run. Never: state outside the
+//! checkpoint; a run that is killed at any step and started again does the same steps on the same bytes.
+//! Source: Akbari et al. 2023, arXiv:2305.06324.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use imp_loader::{Loader, LoaderError};
+use imp_schemas::checkpoint::CheckpointMeta;
+use imp_schemas::modality::Modality;
+use imp_schemas::shard::Digest;
+use imp_schemas::store::{Snapshot, Store, StoreError};
+use imp_schemas::task::{Mixture, Objective, Task};
+
+use crate::checkpoint::{self, CheckpointError, Saved};
+use crate::config::TrainConfig;
+use crate::metrics::{Metrics, StepMetrics};
+use crate::model::{Classifier, Imp, ModelConfig, ModelError, Stream};
+use crate::ops::Backend;
+use crate::optim::AdamW;
+
+/// What a call of [`fit`] did.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Fitted {
+    /// The first step it did; above 0 if it resumed.
+    pub first_step: u64,
+    /// Updates of the run so far.
+    pub steps: u64,
+    pub seconds: f64,
+    /// Of which spent waiting for the loader.
+    pub wait_seconds: f64,
+    pub n_parameters: usize,
+}
+
+/// Why training stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Loader(#[from] LoaderError),
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    #[error("step {step}, task `{task}` failed; the newest checkpoint is the one before it")]
+    Step { step: u64, task: String, source: ModelError },
+    #[error(
+        "task `{task}` trains `softmax` on corpus `{corpus}`, whose manifest lists no classes; ingest it with labels"
+    )]
+    NoClasses { task: String, corpus: String },
+}
+
+/// Trains until `config.steps`, from the newest checkpoint of `run` if there is one.
+///
+/// # Errors
+/// See [`TrainError`]; whatever stops a run leaves its checkpoints as they were.
+pub fn fit<D: Backend>(config: &TrainConfig, store: &Store, run: &Store, dev: &D) -> Result<Fitted, TrainError> {
+    let start = newest_checkpoint(run)?;
+    let cursor = start.as_ref().map(|meta| &meta.cursor);
+    let mut loader = Loader::open(store, config.mixture.clone(), &config.loader, cursor)?;
+    let model_config = model_config(config, loader.manifests())?;
+    let tokenizer = tokenizer_digest(loader.manifests());
+    let mut model = Imp::new(&model_config, config.mixture.seed(), dev)?;
+    let mut optimizer = AdamW::new(&model, config.optimizer)?;
+    if let Some(meta) = &start {
+        checkpoint::load_model(run, meta, &mut model)?;
+        checkpoint::load_optimizer(run, meta, &mut optimizer)?;
+    }
+    let first_step = start.as_ref().map_or(0, |meta| meta.step);
+    let mut metrics = Metrics::start(run, first_step, config.steps)?;
+    let (begin, mut waited) = (Instant::now(), 0.0);
+
+    for step in first_step..config.steps {
+        let step_begin = Instant::now();
+        let batch = loader.next()?;
+        let wait_seconds = step_begin.elapsed().as_secs_f64();
+        let task = &config.mixture.tasks()[batch.task_idx];
+        let lr = config.schedule.lr_at(step);
+        // Neither a loss nor a gradient that is not finite moves a parameter: both are errors.
+        let failed = |source| TrainError::Step { step, task: task.name().to_owned(), source };
+        let (loss, grads) = model.loss(task.objective(), &task.corpora()[0], &batch).map_err(failed)?;
+        let update = optimizer.step(&mut model, grads, lr).map_err(failed)?;
+        waited += wait_seconds;
+        metrics.record(&StepMetrics {
+            step,
+            task: task.name().to_owned(),
+            view: batch.view_idx,
+            n: batch.n(),
+            tokens: n_tokens(&config.mixture, task, batch.view_idx) * batch.n(),
+            loss,
+            lr,
+            grad_norm: update.grad_norm,
+            seconds: step_begin.elapsed().as_secs_f64(),
+            wait_seconds,
+            batch_digest: batch.digest(),
+        });
+        let done = step + 1;
+        if done.is_multiple_of(config.checkpoint_every) || done == config.steps {
+            metrics.flush(done)?;
+            let saved =
+                Saved { step: done, cursor: loader.cursor(), tokenizer_digest: &tokenizer, config: &config.raw };
+            checkpoint::save(run, &model, &optimizer, &saved, config.keep_checkpoints)?;
+        }
+    }
+    metrics.finish();
+    let seconds = begin.elapsed().as_secs_f64();
+    let steps = config.steps.max(first_step);
+    Ok(Fitted { first_step, steps, seconds, wait_seconds: waited, n_parameters: model_config.n_parameters() })
+}
+
+/// The newest whole checkpoint of `run`.
+///
+/// # Errors
+/// The run's store failed, or the checkpoint cannot be read by this build.
+pub fn newest_checkpoint(run: &Store) -> Result<Option<CheckpointMeta>, CheckpointError> {
+    checkpoint::steps(run)?.last().map(|&step| checkpoint::meta(run, step)).transpose()
+}
+
+/// The model that the config's tasks need over these corpora: heads for every pair that a contrastive task trains, a
+/// classifier for every labelled corpus that a softmax task trains.
+///
+/// # Errors
+/// Sizes that cannot be, or a softmax task over a corpus without classes.
+pub fn model_config(config: &TrainConfig, manifests: &BTreeMap<String, Snapshot>) -> Result<ModelConfig, TrainError> {
+    let mut pairs: Vec<(Stream, Stream)> = Vec::new();
+    let mut classifiers: Vec<Classifier> = Vec::new();
+    for task in config.mixture.tasks() {
+        let streams: Vec<Stream> = task.modalities().iter().map(|&m| Stream::from(m)).collect();
+        match task.objective() {
+            Objective::Nce => {
+                for (i, &a) in streams.iter().enumerate() {
+                    for &b in &streams[i + 1..] {
+                        let pair = (a.min(b), a.max(b));
+                        if !pairs.contains(&pair) {
+                            pairs.push(pair);
+                        }
+                    }
+                }
+            }
+            Objective::Softmax => {
+                let corpus = task.corpora()[0].clone();
+                let n_classes = manifests.get(&corpus).map_or(0, |s| s.manifest.classes.len());
+                if n_classes == 0 {
+                    return Err(TrainError::NoClasses { task: task.name().to_owned(), corpus });
+                }
+                let classifier = Classifier { corpus, stream: streams[0], n_classes };
+                if !classifiers.iter().any(|c| c.corpus == classifier.corpus && c.stream == classifier.stream) {
+                    classifiers.push(classifier);
+                }
+            }
+        }
+    }
+    // Tasks may be listed in any order; the model's layout must not depend on it.
+    pairs.sort_unstable();
+    let vocab_size = manifests.values().map(|s| s.manifest.tokenizer.vocab_size).max().unwrap_or(1);
+    let patching = *config.mixture.patching();
+    Ok(ModelConfig::check(config.model.clone(), vocab_size, patching, pairs, classifiers)?)
+}
+
+/// The tokenizer that all corpora of a run share; the loader has refused a mixture where they differ.
+fn tokenizer_digest(manifests: &BTreeMap<String, Snapshot>) -> Digest {
+    manifests.values().next().map_or_else(|| Digest::of(b""), |s| s.manifest.tokenizer.digest.clone())
+}
+
+fn n_tokens(mixture: &Mixture, task: &Task, view_idx: usize) -> usize {
+    task.n_tokens_per_example(&task.views()[view_idx], mixture.patching())
+}
+
+/// Streams of a task's media, without text.
+pub fn media_streams(modalities: &[Modality]) -> Vec<Stream> {
+    modalities.iter().filter(|&&m| m != Modality::Text).map(|&m| Stream::from(m)).collect()
+}

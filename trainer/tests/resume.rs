@@ -1,0 +1,68 @@
+//! SIGKILL at any moment, start again: same tasks, same batches byte for byte, same losses to the last bit.
+
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use imp_ingest::IngestConfig;
+use imp_schemas::rng::{Role, rng_for};
+use imp_schemas::store::Store;
+use imp_trainer::metrics;
+use testkit::world::{self, Scale};
+
+const STEPS: u64 = 60;
+
+fn fit(run_file: &Path, run: &Path) -> Child {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_imp-train"));
+    command.args(["fit", "--config"]).arg(run_file).arg("--run").arg(run);
+    command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+fn finish(child: Child) {
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Task, bytes of the batch, bits of the loss of every step.
+fn steps_of(run: &Path) -> Vec<(u64, String, String, u32)> {
+    let steps = metrics::read(&Store::open(run.to_str().unwrap()).unwrap()).unwrap();
+    steps.into_iter().map(|s| (s.step, s.task, s.batch_digest, s.loss.to_bits())).collect()
+}
+
+#[test]
+fn a_run_killed_at_random_moments_does_the_steps_of_one_that_was_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    world::write(&dir.path().join("corpora"), &Scale::tiny(), 5).unwrap();
+    let store = dir.path().join("store");
+    let text = testkit::tiny::run_file(&dir.path().join("corpora"), store.to_str().unwrap(), "unused", STEPS, 2);
+    let run_file = dir.path().join("run.toml");
+    std::fs::write(&run_file, text).unwrap();
+    let config = IngestConfig::read(&run_file).unwrap();
+    imp_ingest::run(&config, &Store::open(store.to_str().unwrap()).unwrap(), &mut imp_ingest::Progress::silent()).unwrap();
+
+    let alone = dir.path().join("alone");
+    let begin = Instant::now();
+    finish(fit(&run_file, &alone));
+    let whole = begin.elapsed();
+
+    let killed = dir.path().join("killed");
+    let mut rng = rng_for(1, Role::Synth, &[]);
+    let mut n_killed = 0;
+    let mut child = fit(&run_file, &killed);
+    while n_killed < 12 {
+        // Anywhere in the run: in start-up, in a step, in the middle of a checkpoint.
+        std::thread::sleep(Duration::from_secs_f64(whole.as_secs_f64() * rng.between(0.1, 0.6)));
+        if child.try_wait().unwrap().is_some() {
+            break;
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        n_killed += 1;
+        child = fit(&run_file, &killed);
+    }
+    finish(child);
+    assert!(n_killed >= 1, "the run ended before it was killed once; make it longer");
+    let wanted = steps_of(&alone);
+    assert_eq!(wanted.len() as u64, STEPS);
+    assert_eq!(steps_of(&killed), wanted, "killed {n_killed} times");
+}
