@@ -33,6 +33,9 @@ const QUEUE: usize = 2;
 /// Open tars; a corpus of more reopens them.
 const MAX_OPEN_FILES: usize = 128;
 
+/// Takes one record, or why it is not kept.
+pub(crate) type Take<'a> = dyn FnMut(&Planned, Result<Record, Reject>) -> Result<(), IngestError> + 'a;
+
 /// Verifies `records` on `n_workers` threads and hands them to `take` in order.
 ///
 /// # Errors
@@ -42,7 +45,7 @@ pub(crate) fn verify_all(
     tokenizer: &CaptionTokenizer,
     n_workers: usize,
     records: &[Planned],
-    take: &mut dyn FnMut(&Planned, Result<Record, Reject>) -> Result<(), IngestError>,
+    take: &mut Take<'_>,
 ) -> Result<(), IngestError> {
     let in_flight = InFlight::default();
     let n_workers = n_workers.min(records.len()).max(1);

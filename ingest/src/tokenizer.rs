@@ -36,10 +36,10 @@ impl CaptionTokenizer {
     ///
     /// # Errors
     /// The file is no tokenizer or its id 0 is no padding; nothing to train on.
-    pub(crate) fn make<'a>(
+    pub(crate) fn make(
         spec: &TokenizerSpec,
         root: &Path,
-        captions: &mut (dyn Iterator<Item = &'a str> + Send),
+        captions: &mut (dyn Iterator<Item = &str> + Send),
     ) -> Result<Self, IngestError> {
         match spec {
             TokenizerSpec::File(file) => {
@@ -95,9 +95,9 @@ impl CaptionTokenizer {
 }
 
 /// Lower case, NFC, words with their space before, bytes, merges of pairs seen at least twice.
-fn train_bpe<'a>(
+fn train_bpe(
     vocab_size: usize,
-    captions: &mut (dyn Iterator<Item = &'a str> + Send),
+    captions: &mut (dyn Iterator<Item = &str> + Send),
 ) -> Result<Vec<u8>, tokenizers::Error> {
     let mut tokenizer = Tokenizer::new(BPE::default());
     tokenizer.with_normalizer(Some(Sequence::new(vec![NFC.into(), Lowercase.into()])))?;

@@ -10,12 +10,12 @@ use std::sync::{Arc, PoisonError};
 use crossbeam::channel::{Receiver, Sender};
 use imp_schemas::batch::{AudioBatch, Batch, ExampleId, TextBatch, VisionBatch};
 use imp_schemas::resolution::Resolution;
-use imp_schemas::task::View;
 
 use crate::decode::{Example, Workbench};
 use crate::error::{ContentFault, LoaderError};
 use crate::pipeline::{Decoded, Fault, Ready, Shared, Work};
 use crate::plan::{Plan, StepPlan};
+use crate::recipe::Recipe;
 use crate::record::Record;
 use crate::stats::{Counters, Substituted};
 
@@ -94,7 +94,7 @@ impl<'a> Assembler<'a> {
             }
         }
         let recipe = &self.shared.recipes[plan.task_idx];
-        let batch = assemble(plan, &recipe.views[plan.view_idx], &made);
+        let batch = assemble(plan, recipe, &made);
         let metas = made.into_iter().map(|(_, example)| example.meta).collect();
         let permit = work.permit.lock().unwrap_or_else(PoisonError::into_inner).take();
         Ok(Ready { batch, metas, permit })
@@ -165,19 +165,20 @@ impl<'a> Assembler<'a> {
     }
 }
 
-/// The batch of `plan` at `view`; `made` stands in the order of examples and each says which record it was made from.
-fn assemble(plan: &StepPlan, view: &View, made: &[(ExampleId, Example)]) -> Batch {
-    let vision = view.vision().map(|resolution| VisionBatch {
+/// The batch of `plan`; `made` stands in the order of examples and each says which record it was made from.
+fn assemble(plan: &StepPlan, recipe: &Recipe, made: &[(ExampleId, Example)]) -> Batch {
+    let view = &recipe.views[plan.view_idx];
+    let vision = recipe.vision(view).map(|resolution| VisionBatch {
         resolution,
         pixels: joined(made, |e| e.pixels.as_deref()),
         kept: kept(made, |e| e.kept_vision.as_deref()),
     });
-    let audio = view.audio().map(|resolution| AudioBatch {
+    let audio = recipe.audio(view).map(|resolution| AudioBatch {
         resolution,
         log_mel: joined(made, |e| e.log_mel.as_deref()),
         kept: kept(made, |e| e.kept_audio.as_deref()),
     });
-    let text = view.text().and_then(|resolution| match resolution {
+    let text = recipe.text(view).and_then(|resolution| match resolution {
         Resolution::Text { tokens } => Some(TextBatch { n_tokens: tokens, ids: joined(made, |e| e.ids.as_deref()) }),
         Resolution::Image { .. } | Resolution::Video { .. } | Resolution::Audio { .. } => None,
     });

@@ -78,7 +78,8 @@ pub fn random_box(rng: &mut Rng, width: usize, height: usize, augment: &Augment)
     for _ in 0..10 {
         let area = rng.between(augment.crop_area[0], augment.crop_area[1]) * (width * height) as f64;
         let aspect = rng.between(least.ln(), greatest.ln()).exp();
-        let (crop_width, crop_height) = ((area * aspect).sqrt().round() as usize, (area / aspect).sqrt().round() as usize);
+        let (crop_width, crop_height) =
+            ((area * aspect).sqrt().round() as usize, (area / aspect).sqrt().round() as usize);
         if (1..=width).contains(&crop_width) && (1..=height).contains(&crop_height) {
             let left = rng.below((width - crop_width) as u64 + 1) as usize;
             let top = rng.below((height - crop_height) as u64 + 1) as usize;

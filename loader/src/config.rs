@@ -22,7 +22,13 @@ pub struct LoaderSettings {
 
 impl Default for LoaderSettings {
     fn default() -> Self {
-        Self { decode_threads: 2, prefetch_batches: 4, max_buffered_mib: 512, decoded_cache_mib: 512, max_substituted: 32 }
+        Self {
+            decode_threads: 2,
+            prefetch_batches: 4,
+            max_buffered_mib: 512,
+            decoded_cache_mib: 512,
+            max_substituted: 32,
+        }
     }
 }
 

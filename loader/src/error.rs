@@ -29,14 +29,7 @@ pub enum LoaderError {
     #[error(
         "corpus `{corpus}`, shard `{shard}`, row {row}: {reason}; {n_substituted} records did not decode, `train.loader.max_substituted` allows {limit}"
     )]
-    TooManySubstituted {
-        corpus: String,
-        shard: String,
-        row: u64,
-        reason: ContentFault,
-        n_substituted: u64,
-        limit: u64,
-    },
+    TooManySubstituted { corpus: String, shard: String, row: u64, reason: ContentFault, n_substituted: u64, limit: u64 },
     #[error("corpus `{corpus}`, shard `{shard}`, row {row}: {reason}; evaluation leaves no record out")]
     Undecodable { corpus: String, shard: String, row: u64, reason: ContentFault },
     #[error("task `{task}`: none of its {n_rows} records can be used; the last one: {reason}")]

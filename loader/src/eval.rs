@@ -73,6 +73,7 @@ impl EvalLoader {
         let place = format!("evaluation of `{}`", spec.corpus);
         let snapshot = snapshot(store, &place, spec.corpus)?;
         check_modalities(&place, spec.corpus, snapshot.manifest.kind, spec.modalities)?;
+        check_view(&place, spec)?;
         let n = spec.n.max(1) as u64;
         let split = Split::new(&snapshot, spec.split)?;
         let n_rows = split.n_rows();
@@ -147,6 +148,22 @@ impl Iterator for EvalLoader {
             }
         }
     }
+}
+
+/// The view may give more than is asked for, never less.
+fn check_view(place: &str, spec: &EvalSpec<'_>) -> Result<(), LoaderError> {
+    let view = spec.view;
+    let gives: Vec<Modality> =
+        [view.vision(), view.audio(), view.text()].into_iter().flatten().map(|r| r.modality()).collect();
+    let Some(missing) = spec.modalities.iter().find(|m| !gives.contains(m)) else { return Ok(()) };
+    let (place, found) = (place.to_owned(), missing.name().to_owned());
+    let wanted = gives.iter().map(|m| m.name()).collect::<Vec<_>>().join(", ");
+    Err(LoaderError::Config {
+        place,
+        key: "modalities",
+        found,
+        wanted: format!("among what its view has sizes for: {wanted}"),
+    })
 }
 
 fn scored(ready: Ready) -> EvalBatch {

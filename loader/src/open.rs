@@ -87,7 +87,12 @@ pub fn snapshot(store: &Store, place: &str, corpus: &str) -> Result<Snapshot, Lo
             let have: Vec<String> = store.corpora()?.iter().map(|c| format!("`{c}`")).collect();
             let have = if have.is_empty() { "none; run imp-ingest first".to_owned() } else { have.join(", ") };
             let (place, found) = (place.to_owned(), format!("`{corpus}`"));
-            Err(LoaderError::Config { place, key: "corpora", found, wanted: format!("among the corpora of `{url}`: {have}") })
+            Err(LoaderError::Config {
+                place,
+                key: "corpora",
+                found,
+                wanted: format!("among the corpora of `{url}`: {have}"),
+            })
         }
         other => Ok(other?),
     }

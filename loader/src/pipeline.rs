@@ -92,11 +92,7 @@ impl Pipeline {
     ///
     /// # Errors
     /// A thread cannot be started.
-    pub fn start(
-        shared: &Arc<Shared>,
-        planner: Planner,
-        settings: &LoaderSettings,
-    ) -> Result<Self, LoaderError> {
+    pub fn start(shared: &Arc<Shared>, planner: Planner, settings: &LoaderSettings) -> Result<Self, LoaderError> {
         let n_decode_threads = settings.decode_threads;
         let budget = Budget::new(settings.max_buffered_mib << 20);
         let planner = Arc::new(Mutex::new((planner, 0u64)));

@@ -289,8 +289,7 @@ mod tests {
     fn the_order_of_rows_never_changes() {
         let rows: Vec<u64> = (0..8).map(|k| plan(&[1000], 8, None).example_at(0, k).row).collect();
         let local: Vec<u64> = (0..8).map(|k| plan(&[1000], 8, Some(64)).example_at(1, k).row).collect();
-        assert_eq!((rows, local), PINNED.map_or_else(Default::default, |(a, b)| (a.to_vec(), b.to_vec())), "mark BATCH ORDER in the changelog");
+        assert_eq!(rows, [47, 293, 604, 796, 398, 137, 729, 527], "mark BATCH ORDER in the changelog");
+        assert_eq!(local, [337, 115, 196, 804, 107, 716, 805, 774], "mark BATCH ORDER in the changelog");
     }
-
-    const PINNED: Option<([u64; 8], [u64; 8])> = None;
 }

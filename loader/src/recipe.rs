@@ -1,7 +1,7 @@
 //! How the records of a task become examples: everything that decoding and assembling need to know of it.
 
 use imp_schemas::modality::{Modality, RecordKind};
-use imp_schemas::resolution::Patching;
+use imp_schemas::resolution::{Patching, Resolution};
 use imp_schemas::task::{Augment, View};
 
 use crate::cache::Form;
@@ -35,6 +35,21 @@ impl Recipe {
         self.augment.is_none()
     }
 
+    /// The size of pictures or clips, if the task has any. An evaluation may use less than its view could give.
+    pub fn vision(&self, view: &View) -> Option<Resolution> {
+        view.vision().filter(|_| self.has(Modality::Image) || self.has(Modality::Video))
+    }
+
+    /// The size of spectrograms, if the task has sound.
+    pub fn audio(&self, view: &View) -> Option<Resolution> {
+        view.audio().filter(|_| self.has(Modality::Audio))
+    }
+
+    /// The length of captions, if the task has text.
+    pub fn text(&self, view: &View) -> Option<Resolution> {
+        view.text().filter(|_| self.has(Modality::Text))
+    }
+
     /// What decoding makes of a record of `kind` before anything is drawn; small columns first.
     pub fn forms(&self, kind: RecordKind) -> Vec<Form> {
         let mut forms = vec![Form::Meta];
@@ -53,7 +68,6 @@ impl Recipe {
 
     /// Bytes of the arrays of `n` examples at `view`.
     pub fn output_bytes(&self, view: &View, n: usize) -> usize {
-        use imp_schemas::resolution::Resolution;
         let bytes = |resolution: Option<Resolution>| match resolution {
             Some(Resolution::Image { height, width }) => height * width * 3,
             Some(Resolution::Video { frames, height, width }) => frames * height * width * 3,
@@ -61,6 +75,6 @@ impl Recipe {
             Some(Resolution::Text { tokens }) => tokens * 4,
             None => 0,
         };
-        n * (bytes(view.vision()) + bytes(view.audio()) + bytes(view.text()))
+        n * (bytes(self.vision(view)) + bytes(self.audio(view)) + bytes(self.text(view)))
     }
 }

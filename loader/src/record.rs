@@ -90,13 +90,9 @@ pub fn wanted_columns(kind: RecordKind, full: bool) -> Vec<String> {
     let mut wanted = vec![column::TOKENS, column::LABEL_ID];
     match kind {
         RecordKind::ImageText => {}
-        RecordKind::VideoText => wanted.extend([
-            column::WIDTH,
-            column::HEIGHT,
-            column::NUM_FRAMES,
-            column::FPS,
-            column::HAS_AUDIO,
-        ]),
+        RecordKind::VideoText => {
+            wanted.extend([column::WIDTH, column::HEIGHT, column::NUM_FRAMES, column::FPS, column::HAS_AUDIO])
+        }
         RecordKind::AudioText => {}
     }
     if full {
@@ -130,7 +126,9 @@ impl Columns {
         let int = |name: &'static str| typed(get(name)?, name, |a| a.as_primitive_opt::<Int32Type>().cloned());
         let optional_int = |name| if video { int(name).map(Some) } else { Ok(None) };
         let name = media_column(kind);
-        let medium = typed(get(name)?, name, |a| a.as_struct_opt().and_then(|s| s.column_by_name(column::MEDIA_BYTES)).cloned())?;
+        let medium = typed(get(name)?, name, |a| {
+            a.as_struct_opt().and_then(|s| s.column_by_name(column::MEDIA_BYTES)).cloned()
+        })?;
         Ok(Self {
             tokens: typed(get(column::TOKENS)?, column::TOKENS, |a| a.as_list_opt::<i32>().cloned())?,
             label: int(column::LABEL_ID)?,
@@ -147,7 +145,11 @@ impl Columns {
             } else {
                 None
             },
-            key: if full { Some(typed(get(column::KEY)?, column::KEY, |a| a.as_string_opt::<i32>().cloned())?) } else { None },
+            key: if full {
+                Some(typed(get(column::KEY)?, column::KEY, |a| a.as_string_opt::<i32>().cloned())?)
+            } else {
+                None
+            },
             captions: if full {
                 Some(typed(get(column::CAPTIONS)?, column::CAPTIONS, |a| a.as_list_opt::<i32>().cloned())?)
             } else {
@@ -187,7 +189,8 @@ fn token_lists(lists: &ListArray, i: usize) -> Vec<Vec<i32>> {
     }
     let captions = lists.value(i);
     let Some(captions) = captions.as_list_opt::<i32>() else { return Vec::new() };
-    let ids = |j: usize| captions.value(j).as_primitive_opt::<Int32Type>().map_or(Vec::new(), |ids| ids.values().to_vec());
+    let ids =
+        |j: usize| captions.value(j).as_primitive_opt::<Int32Type>().map_or(Vec::new(), |ids| ids.values().to_vec());
     (0..captions.len()).map(ids).collect()
 }
 

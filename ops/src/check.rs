@@ -8,7 +8,9 @@ use crate::error::OpsError;
 use crate::{place, tidy};
 
 /// Arguments of cargo, and variables for it.
-const CHECKS: [(&[&str], &[(&str, &str)]); 4] = [
+type Check = (&'static [&'static str], &'static [(&'static str, &'static str)]);
+
+const CHECKS: [Check; 4] = [
     (&["fmt", "--all", "--check"], &[]),
     (&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"], &[]),
     (&["doc", "--workspace", "--no-deps"], &[("RUSTDOCFLAGS", "-D warnings")]),
@@ -42,4 +44,20 @@ pub fn check() -> Result<(), OpsError> {
         failed.push(format!("`cargo ops tidy`: {error}"));
     }
     if failed.is_empty() { Ok(()) } else { Err(OpsError::Checks { failed }) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ci_script_runs_the_same_commands() {
+        let script = include_str!("../../.ci/run");
+        for (args, variables) in CHECKS {
+            let command = format!("cargo {}", args.join(" "));
+            let line = script.lines().find(|line| line.starts_with("part ") && line.ends_with(&command));
+            let line = line.unwrap_or_else(|| panic!(".ci/run has no line with `{command}`"));
+            assert!(variables.iter().all(|(name, value)| line.contains(&format!("{name}='{value}'"))), "{line}");
+        }
+    }
 }

@@ -4,6 +4,7 @@
 //! memory in proportion to what a header merely claims, a panic on data.
 
 pub mod audio;
+mod flac;
 mod h264;
 pub mod image;
 mod matroska;

@@ -72,7 +72,10 @@ impl Store {
     /// # Errors
     /// The text is no store's address, or the folder cannot be made.
     pub fn open(url: &str) -> Result<Self, StoreError> {
-        #[expect(clippy::disallowed_methods, reason = "credentials belong in no config file; this is the one place that reads them")]
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "credentials belong in no config file; this is the one place that reads them"
+        )]
         let variables = std::env::vars();
         let options: Vec<(String, String)> = variables
             .filter(|(name, _)| name.starts_with("AWS_"))

@@ -1,4 +1,5 @@
 //! Promises of the `imp-shards` program, on a small store written here.
+#![cfg_attr(feature = "cli", expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do"))]
 #![cfg(feature = "cli")]
 
 use std::collections::BTreeMap;
@@ -201,8 +202,9 @@ fn imp_shards(arguments: &[&str]) -> Output {
 /// Exit status and standard output of `check --json`, parsed.
 fn check(corpus: &Corpus) -> (i32, Vec<String>) {
     let done = imp_shards(&["check", "--store", corpus.folder.path().to_str().unwrap(), "--decode", "all", "--json"]);
-    let report: serde_json::Value = serde_json::from_slice(&done.stdout)
-        .unwrap_or_else(|e| panic!("{e}: {}{}", String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr)));
+    let report: serde_json::Value = serde_json::from_slice(&done.stdout).unwrap_or_else(|e| {
+        panic!("{e}: {}{}", String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr))
+    });
     let kinds = report["findings"].as_array().unwrap().iter().map(|f| f["kind"].as_str().unwrap().to_owned());
     (done.status.code().unwrap(), kinds.collect())
 }

@@ -1,4 +1,5 @@
 //! Promises of `imp_schemas::media` on real encodings of made-up pictures, sounds and clips.
+#![cfg_attr(feature = "media", expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do"))]
 #![cfg(feature = "media")]
 
 use std::io::Cursor;
@@ -50,11 +51,9 @@ fn encoded(image: DynamicImage, format: ImageFormat) -> Vec<u8> {
 #[test]
 fn lossless_pictures_come_back_exactly() {
     let picture = slope(37, 23);
-    for bytes in [
-        png_bytes(&picture).unwrap(),
-        webp_bytes(&picture).unwrap(),
-        encoded(picture.clone().into(), ImageFormat::Bmp),
-    ] {
+    for bytes in
+        [png_bytes(&picture).unwrap(), webp_bytes(&picture).unwrap(), encoded(picture.clone().into(), ImageFormat::Bmp)]
+    {
         assert_eq!(pixels(&bytes), picture);
     }
     let sixteen = DynamicImage::ImageRgb8(picture.clone()).into_rgb16();
@@ -131,8 +130,9 @@ fn a_picture_is_refused_by_its_header_before_its_pixels_are_held() {
 #[test]
 fn a_cut_picture_is_refused_at_every_length() {
     let picture = slope(40, 24);
+    // The checksum of a PNG's end chunk and a WebP's padding are not waited for: every row is there.
     for (bytes, tail) in
-        [(jpeg_bytes(&picture, 90).unwrap(), 0), (png_bytes(&picture).unwrap(), 0), (webp_bytes(&picture).unwrap(), 0)]
+        [(jpeg_bytes(&picture, 90).unwrap(), 0), (png_bytes(&picture).unwrap(), 4), (webp_bytes(&picture).unwrap(), 1)]
     {
         for n in 0..bytes.len() - tail {
             assert!(read_image(&bytes[..n], &LIMITS).is_err(), "{n} of {} bytes decode", bytes.len());
@@ -246,6 +246,7 @@ fn lying_wav_headers_are_refused_and_streamed_ones_read() {
 #[test]
 fn a_cut_sound_is_refused_at_every_length() {
     for bytes in [wav_bytes(&tone(3_000), 8_000).unwrap(), flac_bytes(&tone(9_000), 8_000).unwrap()] {
+        assert!(read_audio(&bytes, &LIMITS).is_ok());
         // Three bytes may be the tail of a checksum that a decoder does not wait for.
         for n in (0..bytes.len() - 3).step_by(7) {
             assert!(read_audio(&bytes[..n], &LIMITS).is_err(), "{n} of {} bytes decode", bytes.len());
@@ -338,7 +339,7 @@ fn a_damaged_picture_or_sound_never_panics() {
 #[test]
 fn codecs_outside_this_build_are_named_with_a_remedy() {
     let mut hevc = mp4_bytes(&clip(2), 25.0).unwrap();
-    let at = hevc.windows(4).position(|w| w == b"avc1" ).map(|first| {
+    let at = hevc.windows(4).position(|w| w == b"avc1").map(|first| {
         // The brand list may name it too; the sample description is the last.
         hevc.windows(4).rposition(|w| w == b"avc1").unwrap_or(first)
     });

@@ -133,6 +133,15 @@ impl<D: Backend> Imp<D> {
         self.embedding(pooled, Stream::Text, target)
     }
 
+    /// As [`Imp::embed_text`], but not normalised: several sentences of one class are averaged first.
+    ///
+    /// # Errors
+    /// As [`Imp::embed_vision`].
+    pub fn common_text(&self, batch: &TextBatch, target: Stream) -> Result<Vec<f32>, ModelError> {
+        let pooled = self.pooled_text::<NoneTape>(batch)?;
+        self.common_values(pooled, Stream::Text, target)
+    }
+
     pub(crate) fn device(&self) -> &D {
         &self.dev
     }

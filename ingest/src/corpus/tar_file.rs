@@ -209,7 +209,7 @@ impl Walk<'_> {
             Want::Medium if head.is_plain => {
                 Content::Medium(Locator { file: Arc::from(self.path), offset: head.offset, len: head.len })
             }
-            Want::Medium => Content::Medium(self.to_spool(head.len, body)?),
+            Want::Medium => Content::Medium(self.unpack(head.len, body)?),
             Want::Text | Want::Nothing => {
                 let mut bytes = Vec::new();
                 body.take(limit).read_to_end(&mut bytes).map_err(|e| Stop::Broken(refusal_of(&e)))?;
@@ -248,7 +248,7 @@ impl Walk<'_> {
         }
     }
 
-    fn to_spool(&mut self, len: u64, body: &mut dyn Read) -> Result<Locator, Stop> {
+    fn unpack(&mut self, len: u64, body: &mut dyn Read) -> Result<Locator, Stop> {
         if self.spooled + len > SMALL_SPOOL.max(self.file_len.saturating_mul(MAX_EXPANSION)) {
             let detail = format!("unpacks to more than {MAX_EXPANSION} times its {} bytes", self.file_len);
             return Err(Stop::Broken((RejectReason::TooLarge, detail)));

@@ -1,5 +1,7 @@
 //! Ingest under test: what people have goes in, what a store holds is looked at.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails there")]
+
 mod common;
 mod failures;
 mod forms;

@@ -12,8 +12,8 @@ use rubato::{Fft, FixedSync, Resampler, WindowFunction};
 use super::log_mel::{LogMel, MelTables};
 use crate::error::ContentFault;
 
-/// Input samples of one resampler call. One FFT block a call, so that the pass band reaches 0.95 of the lower rate's half.
-const CHUNK: usize = 1024;
+/// Least input samples of one resampler block: the longer the block, the sharper the filter.
+const MIN_BLOCK: usize = 1024;
 
 /// Resamples and transforms on one thread; keeps its tables.
 pub struct Sounds {
@@ -55,12 +55,14 @@ impl Sounds {
             return Ok(waveform.samples);
         }
         let (from, to) = (waveform.sampling_rate, self.sample_rate);
-        let failed = |e: &dyn std::fmt::Display| impossible("a sound that cannot be resampled:", format!("{from} Hz, {e}"));
+        let failed =
+            |e: &dyn std::fmt::Display| impossible("a sound that cannot be resampled:", format!("{from} Hz, {e}"));
         let resampler = match self.resamplers.entry(from) {
             std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
             std::collections::hash_map::Entry::Vacant(entry) => {
                 let window = WindowFunction::BlackmanHarris2;
-                let made = Fft::new_custom(from as usize, to as usize, CHUNK, 1, 1, window, FixedSync::Both);
+                let block = block_len(from as usize, to as usize);
+                let made = Fft::new_custom(from as usize, to as usize, block, 1, 1, window, FixedSync::Both);
                 entry.insert(made.map_err(|e| failed(&e))?)
             }
         };
@@ -86,6 +88,17 @@ impl Sounds {
         }
         self.log_mel.log_mel(&frame)
     }
+}
+
+/// Input samples of a block. An even number of the shortest possible blocks: the filter's delay is half a block, and only
+/// then is that a whole number of samples on both sides, so that nothing is shifted by a fraction of one.
+fn block_len(from: usize, to: usize) -> usize {
+    let (mut a, mut b) = (from, to);
+    while b > 0 {
+        (a, b) = (b, a % b);
+    }
+    let shortest = from / a.max(1);
+    2 * MIN_BLOCK.div_ceil(2 * shortest.max(1)) * shortest
 }
 
 #[cfg(test)]

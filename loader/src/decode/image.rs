@@ -69,7 +69,8 @@ mod tests {
     #[test]
     fn a_crop_is_resized_as_pillow_resizes_it() {
         let golden = Golden::read(&folder(), "image").unwrap();
-        let cases = ["photo_a", "photo_b", "small_422", "tiny_420", "baseline_420", "progressive_420", "png_rgb", "gray_jpeg"];
+        let cases =
+            ["photo_a", "photo_b", "small_422", "tiny_420", "baseline_420", "progressive_420", "png_rgb", "gray_jpeg"];
         for case in cases {
             let (shape, rgb) = levels(&golden, &format!("{case}/decoded"));
             let picture = Picture { height: shape[0], width: shape[1], rgb };

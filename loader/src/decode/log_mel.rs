@@ -52,8 +52,7 @@ fn bands(spec: &SpectrogramSpec, filter_rate: f64) -> Vec<Band> {
     let (low, high) = (mel(spec.f_low), mel(spec.f_high));
     let edge = |i: usize| low + (high - low) * i as f64 / (spec.n_mels + 1) as f64;
     let n_bins = spec.window / 2 + 1;
-    let bin_mel: Vec<f64> =
-        (0..n_bins).map(|bin| mel(filter_rate / 2.0 * bin as f64 / (n_bins - 1) as f64)).collect();
+    let bin_mel: Vec<f64> = (0..n_bins).map(|bin| mel(filter_rate / 2.0 * bin as f64 / (n_bins - 1) as f64)).collect();
     let band = |i: usize| {
         let [left, centre, right] = [edge(i), edge(i + 1), edge(i + 2)];
         let weight = |m: f64| ((m - left) / (centre - left)).min((right - m) / (right - centre)).max(0.0);
@@ -134,8 +133,10 @@ mod tests {
         let golden = Golden::read(&folder(), "logmel").unwrap();
         let tables = MelTables::new(&SpectrogramSpec::default(), 16_000.0);
         close(&golden, "common/window", &tables.window);
-        let matrix: Vec<f32> = (0..1025).flat_map(|bin| (0..128).map(move |mel| (bin, mel)))
-            .map(|(bin, mel)| tables.weight(bin, mel)).collect();
+        let matrix: Vec<f32> = (0..1025)
+            .flat_map(|bin| (0..128).map(move |mel| (bin, mel)))
+            .map(|(bin, mel)| tables.weight(bin, mel))
+            .collect();
         close(&golden, "common/mel_matrix", &matrix);
     }
 
@@ -144,8 +145,7 @@ mod tests {
         let golden = Golden::read(&folder(), "logmel").unwrap();
         let own = Arc::new(MelTables::new(&SpectrogramSpec::default(), 16_000.0));
         let released = Arc::new(MelTables::new(&SpectrogramSpec::default(), 48_000.0));
-        let cases =
-            [("clip", "logmel", &own), ("short", "logmel", &own), ("clip", "logmel_filters48k", &released)];
+        let cases = [("clip", "logmel", &own), ("short", "logmel", &own), ("clip", "logmel_filters48k", &released)];
         for (case, name, tables) in cases {
             let samples = samples(&golden, &format!("{case}/waveform"));
             close(&golden, &format!("{case}/{name}"), &LogMel::new(tables).log_mel(&samples));

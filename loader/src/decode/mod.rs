@@ -12,7 +12,6 @@ use std::sync::Arc;
 
 use imp_schemas::batch::ExampleId;
 use imp_schemas::media::{MediaLimits, Picture, read_audio, read_frames, read_image};
-use imp_schemas::modality::Modality;
 use imp_schemas::resolution::{Resolution, n_kept};
 use imp_schemas::task::View;
 
@@ -73,7 +72,7 @@ impl Workbench {
         let mut example = Example { label, meta: Arc::clone(&record.meta), ..Example::default() };
         // A clip's first frame places its sound.
         let mut start_seconds = None;
-        match view.vision() {
+        match recipe.vision(view) {
             Some(Resolution::Image { height, width }) => {
                 example.pixels = Some(self.picture(recipe, &draws, record, height, width)?);
             }
@@ -84,10 +83,10 @@ impl Workbench {
             }
             Some(Resolution::Audio { .. } | Resolution::Text { .. }) | None => {}
         }
-        if let Some(Resolution::Audio { frames, .. }) = view.audio() {
+        if let Some(Resolution::Audio { frames, .. }) = recipe.audio(view) {
             example.log_mel = Some(self.sound(recipe, &draws, record, frames, start_seconds)?);
         }
-        if let Some(Resolution::Text { tokens }) = view.text() {
+        if let Some(Resolution::Text { tokens }) = recipe.text(view) {
             example.ids = Some(caption(recipe, &draws, &record.meta, tokens)?);
         }
         if !recipe.evaluates() && view.drop_rate() > 0.0 {
@@ -95,8 +94,8 @@ impl Workbench {
                 let n = resolution?.n_tokens(&recipe.patching).unwrap_or(0);
                 Some(kept_tokens(&mut draws.rng(draw), n, n_kept(n, view.drop_rate())))
             };
-            example.kept_vision = kept(view.vision(), Draw::KeptVision);
-            example.kept_audio = kept(view.audio(), Draw::KeptAudio);
+            example.kept_vision = kept(recipe.vision(view), Draw::KeptVision);
+            example.kept_audio = kept(recipe.audio(view), Draw::KeptAudio);
         }
         Ok(example)
     }
@@ -137,7 +136,8 @@ impl Workbench {
         record: &Record,
         [frames, height, width]: [usize; 3],
     ) -> Result<(Vec<u8>, Option<f64>), ContentFault> {
-        let impossible = |found: usize| ContentFault::Impossible { what: "a number of frames of", found: found.to_string() };
+        let impossible =
+            |found: usize| ContentFault::Impossible { what: "a number of frames of", found: found.to_string() };
         let n = record.meta.num_frames.filter(|&n| n > 0).ok_or_else(|| impossible(0))?;
         let mut start = draws.rng(Draw::Start);
         let rng = (!recipe.evaluates()).then_some(&mut start);
@@ -182,11 +182,9 @@ impl Workbench {
         let mut fault = None;
         let all: Vec<usize> = (0..n).collect();
         let pixels = &mut self.pixels;
-        read_frames(bytes, &all, &self.limits, &mut |_, picture| {
-            match pixels.reduce(picture, recipe.working_side) {
-                Ok(reduced) => frames.push(reduced),
-                Err(e) => fault = Some(e),
-            }
+        read_frames(bytes, &all, &self.limits, &mut |_, picture| match pixels.reduce(picture, recipe.working_side) {
+            Ok(reduced) => frames.push(reduced),
+            Err(e) => fault = Some(e),
         })?;
         if let Some(fault) = fault {
             return Err(fault);
@@ -305,7 +303,6 @@ fn recolour(recipe: &Recipe, draws: &Draws, rgb: &mut [u8], width: usize) {
 
 /// Ids of one caption, cropped or padded with 0 to `n_tokens`: a random one in training, the first in evaluation.
 fn caption(recipe: &Recipe, draws: &Draws, meta: &Meta, n_tokens: usize) -> Result<Vec<i32>, ContentFault> {
-    debug_assert!(recipe.has(Modality::Text));
     let n = meta.tokens.len() as u64;
     let i = if recipe.evaluates() { 0 } else { draws.rng(Draw::Caption).below(n) };
     let ids = meta.tokens.get(i as usize).filter(|ids| !ids.is_empty()).ok_or(ContentFault::NoCaption)?;

@@ -31,9 +31,8 @@ mod tests {
         assert_eq!(clip_frames(7, 4, 2, None), [0, 2, 4, 6]);
         assert_eq!(clip_frames(6, 4, 2, None), [0, 2, 4, 0]);
         assert_eq!(clip_frames(1, 4, 2, None), [0, 0, 0, 0]);
-        let mut starts: Vec<usize> = (0..500)
-            .map(|i| clip_frames(10, 4, 2, Some(&mut rng_for(1, Role::Augment, &[i])))[0])
-            .collect();
+        let mut starts: Vec<usize> =
+            (0..500).map(|i| clip_frames(10, 4, 2, Some(&mut rng_for(1, Role::Augment, &[i])))[0]).collect();
         starts.sort_unstable();
         starts.dedup();
         assert_eq!(starts, [0, 1, 2, 3]);

@@ -48,7 +48,8 @@ fn digests(batches: &[Batch]) -> Vec<String> {
 #[test]
 fn threads_queues_and_cache_never_change_a_byte() {
     let (_dir, store) = three_corpora();
-    let plain = LoaderSettings { decode_threads: 1, prefetch_batches: 1, decoded_cache_mib: 0, ..LoaderSettings::default() };
+    let plain =
+        LoaderSettings { decode_threads: 1, prefetch_batches: 1, decoded_cache_mib: 0, ..LoaderSettings::default() };
     let (want, _) = take(&store, &plain, None, 40);
     let variants = [
         LoaderSettings { decode_threads: 4, prefetch_batches: 9, ..plain.clone() },
@@ -187,14 +188,20 @@ fn a_mixture_that_the_corpora_cannot_give_is_refused_before_the_first_batch() {
         1,
     );
     let cases = [
-        ("[\"photos\"], \"modalities\": [\"image\", \"text\"]", "[\"fotos\"], \"modalities\": [\"image\", \"text\"]",
-            vec!["task `image-text`", "`fotos`", "`clips`, `photos`, `plain`, `sounds`"]),
+        (
+            "[\"photos\"], \"modalities\": [\"image\", \"text\"]",
+            "[\"fotos\"], \"modalities\": [\"image\", \"text\"]",
+            vec!["task `image-text`", "`fotos`", "`clips`, `photos`, `plain`, `sounds`"],
+        ),
         ("\"batch\": 6", "\"batch\": 6, \"split\": \"val\"", vec!["no split `val`", "`train`, `test`"]),
         ("\"batch\": 6", "\"batch\": 24", vec!["24 examples", "23 rows"]),
         ("[\"sounds\"]", "[\"photos\"]", vec!["`modalities` is audio", "image, text"]),
         ("[\"photos\"], \"modalities\": [\"image\"]", "[\"plain\"], \"modalities\": [\"image\"]", vec!["no classes"]),
-        ("[\"photos\"], \"modalities\": [\"image\", \"text\"]", "[\"photos\", \"plain\"], \"modalities\": [\"image\", \"text\"]",
-            vec!["different tokenizers", "`plain`"]),
+        (
+            "[\"photos\"], \"modalities\": [\"image\", \"text\"]",
+            "[\"photos\", \"plain\"], \"modalities\": [\"image\", \"text\"]",
+            vec!["different tokenizers", "`plain`"],
+        ),
     ];
     for (from, to, wants) in cases {
         assert!(MIXTURE.contains(from));
@@ -233,7 +240,10 @@ fn evaluation_sees_every_row_once_in_order_with_all_its_captions() {
             EvalLoader::open(&store, &spec, settings).unwrap().map(Result::unwrap).collect::<Vec<_>>()
         };
         let all = batches(&LoaderSettings::default());
-        assert_eq!(all, batches(&LoaderSettings { decode_threads: 1, prefetch_batches: 1, ..LoaderSettings::default() }));
+        assert_eq!(
+            all,
+            batches(&LoaderSettings { decode_threads: 1, prefetch_batches: 1, ..LoaderSettings::default() })
+        );
         let rows: Vec<u64> = all.iter().flat_map(|b| b.rows.clone()).collect();
         assert_eq!(rows, (0..n_rows).collect::<Vec<_>>());
         assert_eq!(all.last().unwrap().batch.n() as u64, (n_rows - 1) % 4 + 1);

@@ -52,7 +52,10 @@ fn a_record_that_does_not_decode_is_replaced_alike_on_every_machine() {
     let substituted = loader.stats().substituted;
     let rows: Vec<u64> = substituted.iter().map(|s| s.row).collect();
     assert_eq!(substituted.len(), 3);
-    assert!(rows.contains(&3) && rows.contains(&4) && rows.contains(&6), "row 20 is row 6 of the third shard: {rows:?}");
+    assert!(
+        rows.contains(&3) && rows.contains(&4) && rows.contains(&6),
+        "row 20 is row 6 of the third shard: {rows:?}"
+    );
     assert!(substituted.iter().all(|s| s.corpus == "photos" && s.shard.starts_with("photos/shards/")));
 }
 

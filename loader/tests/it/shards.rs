@@ -84,8 +84,14 @@ fn a_read_touches_only_the_pages_of_its_rows() {
     let entry = Corpus::new("photos", RecordKind::ImageText).write_shard(&store, &rows, "train");
     let reader = ShardReader::open(&store, "photos", &entry).unwrap();
     // Every byte of the file but the pages of row 4's medium is overwritten: a reader that looks anywhere else fails.
-    let medium_idx = reader.metadata().file_metadata().schema_descr().columns().iter()
-        .position(|c| c.path().string() == "image.bytes").unwrap();
+    let medium_idx = reader
+        .metadata()
+        .file_metadata()
+        .schema_descr()
+        .columns()
+        .iter()
+        .position(|c| c.path().string() == "image.bytes")
+        .unwrap();
     let page = &reader.metadata().page_index().unwrap().page_locations(1, medium_idx).unwrap()[1];
     let key = shard_key("photos", &entry.digest);
     let whole = store.get(&key).unwrap();

@@ -112,9 +112,7 @@ impl<'a> Corpus<'a> {
             n_rejected: BTreeMap::new(),
             config: serde_json::Value::Null,
         };
-        assert!(
-            store.put_if_absent(&manifest_key(self.name, version), manifest.to_bytes().unwrap().into()).unwrap()
-        );
+        assert!(store.put_if_absent(&manifest_key(self.name, version), manifest.to_bytes().unwrap().into()).unwrap());
         manifest
     }
 
@@ -125,7 +123,8 @@ impl<'a> Corpus<'a> {
             .parse_and_finish(&bytes)
             .unwrap();
         let chunks = metadata.row_groups().iter().flat_map(|g| g.columns());
-        let index_offset = chunks.flat_map(|c| [c.column_index_offset(), c.offset_index_offset()]).flatten().min().unwrap();
+        let index_offset =
+            chunks.flat_map(|c| [c.column_index_offset(), c.offset_index_offset()]).flatten().min().unwrap();
         let tail: [u8; 4] = bytes[bytes.len() - 8..bytes.len() - 4].try_into().unwrap();
         let digest = Digest::of(&bytes);
         let entry = ShardEntry {
@@ -161,22 +160,26 @@ impl<'a> Corpus<'a> {
         let paths: StringArray = rows.iter().map(|_| Some("m.bin")).collect();
         let media = StructArray::new(media_fields(), vec![Arc::new(media), Arc::new(paths)], None);
         let mut columns: BTreeMap<&str, ArrayRef> = BTreeMap::new();
-        let keys: StringArray = rows.iter().enumerate().map(|(i, r)| Some(format!("{split}-{}-{i}", r.tokens[0][0]))).collect();
+        let keys: StringArray =
+            rows.iter().enumerate().map(|(i, r)| Some(format!("{split}-{}-{i}", r.tokens[0][0]))).collect();
         columns.insert(column::KEY, Arc::new(keys));
         columns.insert(column::CAPTIONS, Arc::new(captions.finish()));
         columns.insert(column::TOKENS, Arc::new(tokens.finish()));
         columns.insert(column::LABEL_ID, Arc::new(rows.iter().map(|r| r.label).collect::<Int32Array>()));
         columns.insert(media_column(self.kind), Arc::new(media));
         if self.kind == RecordKind::VideoText {
-            columns.insert(column::NUM_FRAMES, Arc::new(rows.iter().map(|r| Some(r.num_frames)).collect::<Int32Array>()));
+            columns
+                .insert(column::NUM_FRAMES, Arc::new(rows.iter().map(|r| Some(r.num_frames)).collect::<Int32Array>()));
             columns.insert(column::WIDTH, Arc::new(rows.iter().map(|r| Some(r.size.0)).collect::<Int32Array>()));
             columns.insert(column::HEIGHT, Arc::new(rows.iter().map(|r| Some(r.size.1)).collect::<Int32Array>()));
             columns.insert(column::FPS, Arc::new(rows.iter().map(|_| Some(FPS)).collect::<Float32Array>()));
-            columns.insert(column::HAS_AUDIO, Arc::new(rows.iter().map(|r| Some(r.has_audio)).collect::<BooleanArray>()));
+            columns
+                .insert(column::HAS_AUDIO, Arc::new(rows.iter().map(|r| Some(r.has_audio)).collect::<BooleanArray>()));
         }
-        let arrays = schema.fields().iter().map(|field| {
-            columns.remove(field.name().as_str()).unwrap_or_else(|| new_null_array(field.data_type(), n))
-        });
+        let arrays = schema
+            .fields()
+            .iter()
+            .map(|field| columns.remove(field.name().as_str()).unwrap_or_else(|| new_null_array(field.data_type(), n)));
         let batch = RecordBatch::try_new(schema.clone(), arrays.collect()).unwrap();
         let blob = ColumnPath::from(vec![media_column(self.kind).to_owned(), column::MEDIA_BYTES.to_owned()]);
         let properties = WriterProperties::builder()

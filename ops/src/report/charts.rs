@@ -7,7 +7,7 @@ use plotters::prelude::*;
 use super::metrics::{StepMetrics, tasks};
 use crate::error::OpsError;
 
-const SIZE: (u32, u32) = (720, 300);
+const SIZE: (u32, u32) = (560, 260);
 /// Mid tones, told apart by lightness too, on white and on near-black.
 const COLOURS: [RGBColor; 6] = [
     RGBColor(47, 128, 237),
@@ -31,7 +31,7 @@ struct Line<'a> {
 /// # Errors
 /// [`OpsError::Chart`] if the drawing fails.
 pub fn loss(steps: &[StepMetrics]) -> Result<String, OpsError> {
-    by_task("loss", steps, |step| step.loss)
+    by_task("loss", steps, SeriesLabelPosition::UpperRight, |step| step.loss)
 }
 
 /// Tokens per second of each task, in thousands, smoothed as the loss.
@@ -39,7 +39,9 @@ pub fn loss(steps: &[StepMetrics]) -> Result<String, OpsError> {
 /// # Errors
 /// As [`loss`].
 pub fn speed(steps: &[StepMetrics]) -> Result<String, OpsError> {
-    by_task("thousand tokens a second", steps, |step| step.tokens as f64 / 1e3 / step.seconds.max(1e-9))
+    by_task("thousand tokens a second", steps, SeriesLabelPosition::LowerRight, |step| {
+        step.tokens as f64 / 1e3 / step.seconds.max(1e-9)
+    })
 }
 
 /// Learning rate of every step, in thousandths.
@@ -48,15 +50,20 @@ pub fn speed(steps: &[StepMetrics]) -> Result<String, OpsError> {
 /// As [`loss`].
 pub fn learning_rate(steps: &[StepMetrics]) -> Result<String, OpsError> {
     let points = steps.iter().map(|s| (s.step as f64, s.lr * 1e3)).collect();
-    draw("learning rate × 1000", &[Line { name: "learning rate", points }])
+    draw("learning rate × 1000", &[Line { name: "learning rate", points }], SeriesLabelPosition::UpperRight)
 }
 
-fn by_task(chart: &'static str, steps: &[StepMetrics], value: fn(&StepMetrics) -> f64) -> Result<String, OpsError> {
+fn by_task(
+    chart: &'static str,
+    steps: &[StepMetrics],
+    legend: SeriesLabelPosition,
+    value: fn(&StepMetrics) -> f64,
+) -> Result<String, OpsError> {
     let lines = tasks(steps).into_iter().map(|task| {
         let of_task = steps.iter().filter(|step| step.task == task);
         Line { name: task, points: smooth(of_task.map(|step| (step.step as f64, value(step)))) }
     });
-    draw(chart, &lines.collect::<Vec<_>>())
+    draw(chart, &lines.collect::<Vec<_>>(), legend)
 }
 
 /// Exponential mean with weight 1/20, started without bias.
@@ -70,7 +77,7 @@ fn smooth(points: impl Iterator<Item = (f64, f64)>) -> Vec<(f64, f64)> {
     points.filter(|(_, y)| y.is_finite()).map(&mut mean).collect()
 }
 
-fn draw(chart: &'static str, lines: &[Line<'_>]) -> Result<String, OpsError> {
+fn draw(chart: &'static str, lines: &[Line<'_>], legend: SeriesLabelPosition) -> Result<String, OpsError> {
     let points = || lines.iter().flat_map(|line| &line.points);
     if points().next().is_none() {
         return Ok(String::new());
@@ -98,6 +105,7 @@ fn draw(chart: &'static str, lines: &[Line<'_>]) -> Result<String, OpsError> {
             .x_desc("step")
             .y_desc(chart)
             .x_labels(8)
+            .x_label_formatter(&|step| format!("{step:.0}"))
             .y_labels(6)
             .draw()
             .map_err(|e| failed(e.to_string()))?;
@@ -112,7 +120,7 @@ fn draw(chart: &'static str, lines: &[Line<'_>]) -> Result<String, OpsError> {
         if lines.len() > 1 {
             context
                 .configure_series_labels()
-                .position(SeriesLabelPosition::UpperRight)
+                .position(legend)
                 .label_font(label)
                 .draw()
                 .map_err(|e| failed(e.to_string()))?;

@@ -13,7 +13,7 @@ use symphonia::core::formats::{FormatOptions, FormatReader, TrackType};
 use symphonia::core::io::{MediaSourceStream, MediaSourceStreamOptions};
 use symphonia::core::meta::MetadataOptions;
 
-use super::{MediaError, MediaLimits, first_bytes, wav};
+use super::{MediaError, MediaLimits, first_bytes, flac, wav};
 
 /// What the planning columns say about a sound.
 #[derive(Debug, Clone, PartialEq)]
@@ -56,6 +56,13 @@ pub fn read_audio(bytes: &[u8], limits: &MediaLimits) -> Result<(AudioMeta, Wave
             tidied = wav::tidy(bytes)?;
             &tidied
         }
+        None if bytes.starts_with(b"fLaC") => match flac::tidy(bytes) {
+            Some(mended) => {
+                tidied = mended;
+                &tidied
+            }
+            None => bytes,
+        },
         None => bytes,
     };
     let mut format = open(bytes)?;
@@ -115,9 +122,9 @@ fn open(bytes: &[u8]) -> Result<Box<dyn FormatReader + '_>, MediaError> {
     );
     opened.map_err(|error| match error {
         // Symphonia has one error for a file of no kind it knows and for a container that lacks its index.
-        Error::Unsupported(why) if why.contains("missing moov") => {
-            MediaError::Truncated { detail: "an MP4 without its `moov` box, which stands at the end of many".to_owned() }
-        }
+        Error::Unsupported(why) if why.contains("missing moov") => MediaError::Truncated {
+            detail: "an MP4 without its `moov` box, which stands at the end of many".to_owned(),
+        },
         Error::Unsupported(why) if !why.contains("no suitable format") => unsupported(why),
         Error::DecodeError(why) if why.contains("hvcC") => unsupported("mp4 with a long hvcC box"),
         Error::DecodeError(why) => MediaError::Corrupt { detail: why.to_owned() },
@@ -155,11 +162,7 @@ impl Sound<'_> {
         }
         let found = self.samples.len() as u64 * channels as u64 + interleaved.len() as u64;
         if found > self.limits.max_samples {
-            return Err(MediaError::TooLarge {
-                what: "samples of the sound",
-                found,
-                limit: self.limits.max_samples,
-            });
+            return Err(MediaError::TooLarge { what: "samples of the sound", found, limit: self.limits.max_samples });
         }
         if let Some(at) = interleaved.iter().position(|s| !s.is_finite()) {
             return corrupt(format!("sample {} is {}", self.samples.len() + at / channels, interleaved[at]));
@@ -183,14 +186,21 @@ impl Sound<'_> {
         if let Some(n_claimed) = n_claimed
             && n_claimed > num_samples.saturating_add(slack)
         {
-            return Err(MediaError::Truncated { detail: format!("{num_samples} samples of {n_claimed} that the header says") });
+            return Err(MediaError::Truncated {
+                detail: format!("{num_samples} samples of {n_claimed} that the header says"),
+            });
         }
         if bytes.starts_with(b"OggS") && !ends_its_ogg_stream(bytes) {
             return Err(MediaError::Truncated { detail: "an Ogg stream without its last page".to_owned() });
         }
         let duration = num_samples as f64 / f64::from(self.rate);
-        let meta =
-            AudioMeta { sampling_rate: self.rate, channels: self.channels, num_samples, duration, codec: codec.to_owned() };
+        let meta = AudioMeta {
+            sampling_rate: self.rate,
+            channels: self.channels,
+            num_samples,
+            duration,
+            codec: codec.to_owned(),
+        };
         Ok((meta, Waveform { sampling_rate: self.rate, samples: self.samples }))
     }
 }

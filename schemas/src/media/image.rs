@@ -81,7 +81,9 @@ fn format_of(bytes: &[u8]) -> Result<Format, MediaError> {
         [_, _, _, _, b'f', b't', b'y', b'p', brand @ ..] if brand.starts_with(b"hei") => known_but("heic"),
         [0xFF, 0x0A, ..] | [0, 0, 0, 0x0C, b'J', b'X', b'L', b' ', ..] => known_but("jpeg-xl"),
         [0, 0, 0, 0x0C, b'j', b'P', b' ', b' ', ..] => known_but("jpeg-2000"),
-        _ => Err(MediaError::UnknownFormat { wanted: "picture (JPEG, PNG, WebP, GIF, BMP)", found: first_bytes(bytes) }),
+        _ => {
+            Err(MediaError::UnknownFormat { wanted: "picture (JPEG, PNG, WebP, GIF, BMP)", found: first_bytes(bytes) })
+        }
     }
 }
 

@@ -18,14 +18,15 @@ use super::{MediaError, MediaLimits, h264};
 pub(super) fn open<'a>(bytes: &'a [u8], limits: &MediaLimits) -> Result<Clip<'a>, MediaError> {
     let broken = |error: Error| match error {
         // Symphonia's word for a segment that the file's end cuts off.
-        Error::IoError(_) | Error::Unsupported("mkv: missing segment element") => MediaError::Truncated { detail: "a Matroska file that ends inside an element".to_owned() },
+        Error::IoError(_) | Error::Unsupported("mkv: missing segment element") => {
+            MediaError::Truncated { detail: "a Matroska file that ends inside an element".to_owned() }
+        }
         other => MediaError::Corrupt { detail: other.to_string() },
     };
     let source = MediaSourceStream::new(Box::new(Cursor::new(bytes)), MediaSourceStreamOptions::default());
     let probe = symphonia::default::get_probe();
-    let mut format = probe
-        .probe(&Hint::new(), source, FormatOptions::default(), MetadataOptions::default())
-        .map_err(broken)?;
+    let mut format =
+        probe.probe(&Hint::new(), source, FormatOptions::default(), MetadataOptions::default()).map_err(broken)?;
     let has_audio = format.first_track(TrackType::Audio).is_some();
     let track = format.first_track(TrackType::Video).ok_or_else(no_video)?;
     let Some(CodecParameters::Video(params)) = &track.codec_params else { return Err(no_video()) };
@@ -33,10 +34,11 @@ pub(super) fn open<'a>(bytes: &'a [u8], limits: &MediaLimits) -> Result<Clip<'a>
         return Err(unsupported(codec_name(params.codec)));
     }
     let config = params.extra_data.iter().find_map(|extra| h264::config(&extra.data).ok());
-    let config = config
-        .ok_or_else(|| MediaError::Corrupt { detail: "H.264 without its configuration record".to_owned() })?;
+    let config =
+        config.ok_or_else(|| MediaError::Corrupt { detail: "H.264 without its configuration record".to_owned() })?;
     let (track_id, time_base) = (track.id, track.time_base);
-    let seconds = |ticks: f64| time_base.map_or(0.0, |tb| ticks * f64::from(tb.numer.get()) / f64::from(tb.denom.get()));
+    let seconds =
+        |ticks: f64| time_base.map_or(0.0, |tb| ticks * f64::from(tb.numer.get()) / f64::from(tb.denom.get()));
     let mut clip = Clip { config, units: Vec::new(), duration: 0.0, quarter_turns: 0, has_audio };
     let mut searched = 0;
     let mut last_pts: Vec<f64> = Vec::new();

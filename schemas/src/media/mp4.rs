@@ -75,7 +75,8 @@ pub(super) fn video_track<'a>(bytes: &'a [u8], limits: &MediaLimits) -> Result<O
     };
     let n_bytes = bytes.len() as u64;
     let mut out = Samples { n_bytes, limits, list: table_samples(&stbl, n_bytes, limits)? };
-    if let Some(track_id) = trak.find(&[b"tkhd"]).and_then(|b| b.u32(if b.body.first() == Some(&1) { 20 } else { 12 })) {
+    if let Some(track_id) = trak.find(&[b"tkhd"]).and_then(|b| b.u32(if b.body.first() == Some(&1) { 20 } else { 12 }))
+    {
         let defaults = children(moov.body)
             .find(|b| b.kind == *b"mvex")
             .and_then(|mvex| children(mvex.body).find(|b| b.kind == *b"trex" && b.u32(4) == Some(track_id)));
@@ -167,7 +168,11 @@ impl Samples<'_> {
     fn push(&mut self, sample: Sample) -> Result<(), MediaError> {
         let n = self.list.len() as u64;
         if n >= self.limits.max_frames {
-            return Err(MediaError::TooLarge { what: "frames of the clip", found: n + 1, limit: self.limits.max_frames });
+            return Err(MediaError::TooLarge {
+                what: "frames of the clip",
+                found: n + 1,
+                limit: self.limits.max_frames,
+            });
         }
         let end = sample.offset.checked_add(sample.len);
         if sample.len == 0 || end.is_none_or(|end| end > self.n_bytes) {
@@ -234,7 +239,8 @@ fn table_samples(stbl: &Atom<'_>, n_bytes: u64, limits: &MediaLimits) -> Result<
             run_idx += 1;
         }
         let per_chunk = runs.get(run_idx).map_or(0, |run| run.1);
-        let mut offset = if wide { (u64::from(be32(chunk)) << 32) | u64::from(be32(&chunk[4..])) } else { u64::from(be32(chunk)) };
+        let mut offset =
+            if wide { (u64::from(be32(chunk)) << 32) | u64::from(be32(&chunk[4..])) } else { u64::from(be32(chunk)) };
         for _ in 0..per_chunk {
             let i = out.list.len();
             if i == n as usize {

@@ -50,7 +50,7 @@ pub fn read_video(bytes: &[u8], limits: &MediaLimits) -> Result<VideoMeta, Media
         let yuv = decoder.decode(unit_idx)?;
         size = (yuv.width, yuv.height);
     }
-    let (width, height) = if clip.quarter_turns % 2 == 0 { size } else { (size.1, size.0) };
+    let (width, height) = if clip.quarter_turns.is_multiple_of(2) { size } else { (size.1, size.0) };
     let start = clip.units.iter().map(|u| u.pts_us).min().unwrap_or(0);
     let keyframes = clip.units.iter().filter(|u| u.starts);
     let keyframes = keyframes.map(|u| Keyframe { pts_us: u.pts_us - start, offset: u.offset }).collect();
@@ -133,7 +133,7 @@ fn open<'a>(bytes: &'a [u8], limits: &MediaLimits) -> Result<Clip<'a>, MediaErro
     let mut clip = match bytes {
         [] => return Err(MediaError::Empty),
         [0x1A, 0x45, 0xDF, 0xA3, ..] => matroska::open(bytes, limits)?,
-        [_, _, _, _, kind @ ..] if MP4_STARTS.iter().any(|k| kind.starts_with(*k)) => open_mp4(bytes, limits)?,
+        [_, _, _, _, kind @ ..] if MP4_STARTS.iter().any(|k| kind.starts_with(k)) => open_mp4(bytes, limits)?,
         [b'R', b'I', b'F', b'F', _, _, _, _, b'A', b'V', b'I', ..] => return known_but("avi container"),
         [0, 0, 1, 0xBA | 0xB3, ..] => return known_but("mpeg-1/2 program stream"),
         [b'G', b'I', b'F', b'8', ..] => return known_but("gif"),
@@ -166,7 +166,8 @@ fn open_mp4<'a>(bytes: &'a [u8], limits: &MediaLimits) -> Result<Clip<'a>, Media
     if !matches!(&track.fourcc, b"avc1" | b"avc3") {
         return Err(unsupported(&codec_name(&track.fourcc)));
     }
-    let config = track.config.ok_or_else(|| MediaError::Corrupt { detail: "H.264 without its `avcC` box".to_owned() })?;
+    let config =
+        track.config.ok_or_else(|| MediaError::Corrupt { detail: "H.264 without its `avcC` box".to_owned() })?;
     check_size(track.size.0, track.size.1, limits)?;
     let seconds = |ticks: f64| ticks / f64::from(track.timescale);
     let unit = |sample: &mp4::Sample| {
@@ -291,7 +292,8 @@ fn picture(yuv: &YuvFrame, clip: &Clip<'_>) -> Result<Picture, MediaError> {
     for (out, ((y, u), v)) in rgb.chunks_exact_mut(width * 6).zip(planes) {
         for (shift, (&u, &v)) in shifts.iter_mut().zip(u.iter().zip(v)) {
             let (u, v) = (i32::from(u) - 128, i32::from(v) - 128);
-            *shift = [scale.red_v * v, scale.green_u * u + scale.green_v * v, scale.blue_u * u].map(|s| s + scale.offset);
+            *shift =
+                [scale.red_v * v, scale.green_u * u + scale.green_v * v, scale.blue_u * u].map(|s| s + scale.offset);
         }
         for (out, y) in out.chunks_exact_mut(width * 3).zip(y.chunks_exact(width)) {
             for ((out, y), &[r, g, b]) in out.chunks_exact_mut(6).zip(y.chunks_exact(2)).zip(&shifts) {
@@ -337,7 +339,7 @@ fn turned(picture: Picture, quarter_turns: u8) -> Picture {
         return picture;
     }
     let Picture { width, height, rgb } = picture;
-    let (out_width, out_height) = if quarter_turns % 2 == 0 { (width, height) } else { (height, width) };
+    let (out_width, out_height) = if quarter_turns.is_multiple_of(2) { (width, height) } else { (height, width) };
     let mut out = Vec::with_capacity(rgb.len());
     for y in 0..out_height {
         for x in 0..out_width {

@@ -16,7 +16,10 @@ const MAX_CHANNELS: u16 = 64;
 pub(super) fn tidy(bytes: &[u8]) -> Result<Vec<u8>, MediaError> {
     let corrupt = |detail: String| MediaError::Corrupt { detail };
     if bytes.get(8..12) != Some(b"WAVE") {
-        return Err(MediaError::UnknownFormat { wanted: "RIFF file with sound in it (WAVE)", found: first_bytes(bytes) });
+        return Err(MediaError::UnknownFormat {
+            wanted: "RIFF file with sound in it (WAVE)",
+            found: first_bytes(bytes),
+        });
     }
     let streamed = matches!(bytes.get(4..8), Some([0, 0, 0, 0] | [0xFF, 0xFF, 0xFF, 0xFF]));
     let (mut format, mut fact, mut long_size): (Option<&[u8]>, Option<&[u8]>, Option<u64>) = (None, None, None);
@@ -51,7 +54,9 @@ pub(super) fn tidy(bytes: &[u8]) -> Result<Vec<u8>, MediaError> {
     let field = |at: usize| format.get(at..at + 2).map_or(0, |b| u16::from_le_bytes([b[0], b[1]]));
     let (channels, block) = (field(2), usize::from(field(12)));
     if channels == 0 || channels > MAX_CHANNELS || block == 0 {
-        return Err(corrupt(format!("{channels} channels in blocks of {block} bytes, wanted 1 to {MAX_CHANNELS} channels")));
+        return Err(corrupt(format!(
+            "{channels} channels in blocks of {block} bytes, wanted 1 to {MAX_CHANNELS} channels"
+        )));
     }
     let samples = samples.ok_or_else(|| MediaError::Truncated { detail: "a WAV without samples".to_owned() })?;
     let samples = &samples[..samples.len() / block * block];

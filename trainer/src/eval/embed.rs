@@ -71,7 +71,9 @@ impl<'a, D: Backend> Embedder<'a, D> {
         if Digest::of(&bytes) != *tokenizer_digest {
             return Err(broken("its bytes do not have the digest in its name".to_owned()));
         }
-        let tokenizer = Tokenizer::from_bytes(&bytes).map_err(|e| broken(e.to_string()))?;
+        let mut tokenizer = Tokenizer::from_bytes(&bytes).map_err(|e| broken(e.to_string()))?;
+        // As at ingest: a caption that spells `<pad>` is text.
+        tokenizer.set_encode_special_tokens(true);
         Ok(Self { store, model, tokenizer, tokenizer_digest: tokenizer_digest.clone() })
     }
 
@@ -147,7 +149,7 @@ impl<'a, D: Backend> Embedder<'a, D> {
             for sentence in chunk {
                 ids.extend(self.tokenise(sentence, n_tokens)?);
             }
-            let embedded = self.model.embed_text(&TextBatch { n_tokens, ids }, target)?;
+            let embedded = self.model.common_text(&TextBatch { n_tokens, ids }, target)?;
             let width = embedded.len() / chunk.len();
             common.extend(embedded.chunks(width).map(<[f32]>::to_vec));
         }
@@ -166,7 +168,7 @@ impl<'a, D: Backend> Embedder<'a, D> {
         let key = tokenizer_key(&self.tokenizer_digest);
         let encoded = self
             .tokenizer
-            .encode(sentence, false)
+            .encode(sentence, true)
             .map_err(|e| EvalError::Tokenizer { key, detail: format!("`{sentence}`: {e}") })?;
         let mut ids: Vec<i32> = encoded.get_ids().iter().map(|&id| id as i32).collect();
         ids.resize(n_tokens, 0);

@@ -104,6 +104,13 @@ pub struct RawModel {
     /// First temperature of every pair.
     #[serde(default = "RawModel::release_temperature")]
     pub temperature: f64,
+    /// Standard deviation of the first text embeddings; absent: the release's `1 / sqrt(width)`. Positions are normalised to
+    /// 1 before they are added, so that small runs, which never get far from their first weights, read words sooner at 1.
+    pub text_embedding_std: Option<f64>,
+    /// Mean and standard deviation that log-mels are brought to 0 and 1 from; the release takes them as they are (`[0, 1]`),
+    /// with a mean near -6 that every token then has to itself.
+    #[serde(default = "RawModel::release_log_mel")]
+    pub log_mel_mean_std: [f32; 2],
 }
 
 impl RawModel {
@@ -117,6 +124,10 @@ impl RawModel {
 
     fn release_text_table() -> usize {
         4096
+    }
+
+    fn release_log_mel() -> [f32; 2] {
+        [0.0, 1.0]
     }
 
     fn release_temperature() -> f64 {
@@ -138,6 +149,8 @@ impl RawModel {
             spectrogram_table: Self::release_spectrogram_table(),
             text_table: Self::release_text_table(),
             temperature: Self::release_temperature(),
+            text_embedding_std: None,
+            log_mel_mean_std: Self::release_log_mel(),
         }
     }
 }
@@ -156,6 +169,8 @@ pub struct ModelConfig {
     pub(super) spectrogram_table: [usize; 2],
     pub(super) text_table: usize,
     pub(super) temperature: f64,
+    pub(super) text_embedding_std: f64,
+    pub(super) log_mel_mean_std: [f32; 2],
     pub(super) vocab_size: usize,
     pub(super) patching: Patching,
     pub(super) pairs: Vec<(Stream, Stream)>,
@@ -189,6 +204,13 @@ impl ModelConfig {
         hold(raw.text_table > 0, "text_table", raw.text_table, || "at least 1".to_owned())?;
         let warm = raw.temperature.is_finite() && raw.temperature > 0.0;
         hold(warm, "temperature", raw.temperature, || "above 0: relu has no gradient below".to_owned())?;
+        let text_embedding_std = raw.text_embedding_std.unwrap_or(1.0 / (width as f64).sqrt());
+        let spread = text_embedding_std.is_finite() && text_embedding_std > 0.0;
+        hold(spread, "text_embedding_std", text_embedding_std, || "above 0".to_owned())?;
+        let [mean, std] = raw.log_mel_mean_std;
+        hold(mean.is_finite() && std.is_finite() && std > 0.0, "log_mel_mean_std", format!("[{mean}, {std}]"), || {
+            "a mean and a standard deviation above 0".to_owned()
+        })?;
         hold(vocab_size > 0, "vocab_size", vocab_size, || "at least 1".to_owned())?;
         let mut unordered: Vec<(Stream, Stream)> = Vec::new();
         for (a, b) in pairs {
@@ -218,6 +240,8 @@ impl ModelConfig {
             spectrogram_table: raw.spectrogram_table,
             text_table: raw.text_table,
             temperature: raw.temperature,
+            text_embedding_std,
+            log_mel_mean_std: raw.log_mel_mean_std,
             vocab_size,
             patching,
             pairs: unordered,

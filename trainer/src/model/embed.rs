@@ -21,7 +21,11 @@ impl<D: Backend> Imp<D> {
     /// Tokens of spectrograms.
     pub(super) fn embed_spectrograms<T: Tape<f32, D>>(&self, batch: &AudioBatch) -> Result<Tokens<D, T>, ModelError> {
         let kept = batch.kept.as_deref();
-        let tokens = patches::spectrogram_patches(batch.resolution, &batch.log_mel, kept, &self.config.patching)?;
+        let mut tokens = patches::spectrogram_patches(batch.resolution, &batch.log_mel, kept, &self.config.patching)?;
+        let [mean, std] = self.config.log_mel_mean_std;
+        if [mean, std] != [0.0, 1.0] {
+            tokens.values.iter_mut().for_each(|v| *v = (*v - mean) / std);
+        }
         self.embed_patches(Stream::Spectrogram, tokens, batch.kept.clone())
     }
 

@@ -100,7 +100,7 @@ fn layer_norm_and_gelu_are_the_references() {
     let golden = read("layer_norm_gelu");
     for case in ["scale_only", "scale_bias"] {
         let at = |name: &str| format!("{case}/{name}");
-        let bias = golden.has(&at("param/bias")).then(|| "param/bias").or(golden.has(&at("bias")).then_some("bias"));
+        let bias = golden.has(&at("param/bias")).then_some("param/bias").or(golden.has(&at("bias")).then_some("bias"));
         let scale = if golden.has(&at("scale")) { "scale" } else { "param/scale" };
         let norm = Norm { scale: flat(&golden, &at(scale)), bias: bias.map(|b| flat(&golden, &at(b))) };
         assert_eq!(norm.bias.is_some(), case == "scale_bias");
@@ -146,8 +146,13 @@ fn attention_is_the_references_also_in_fully_masked_rows() {
             wo: none(),
         };
         let mask = mask(&golden, &at("mask"));
-        let forms: [fn(_, Option<&Mask>, &Block<Cpu>, usize) -> Result<ops::Tokens<Cpu, Tape>, _>; 2] =
-            [Cpu::attention::<Tape>, ops::blocks::stock_attention::<Cpu, Tape>];
+        type Form = fn(
+            ops::Tokens<Cpu, Tape>,
+            Option<&Mask>,
+            &Block<Cpu>,
+            usize,
+        ) -> Result<ops::Tokens<Cpu, Tape>, dfdx::prelude::CpuError>;
+        let forms: [Form; 2] = [Cpu::attention::<Tape>, ops::blocks::stock_attention::<Cpu, Tape>];
         let runs = [("dy", "grad"), ("dy_valid", "grad_valid"), ("dy_all", "grad_all")];
         for form in forms {
             for (dy, grad) in runs.into_iter().filter(|(dy, _)| golden.has(&at(dy))) {

@@ -115,6 +115,16 @@ impl<D: Backend> Imp<D> {
         D::layer_norm(x, &self.norm(&format!("{head}/norm"), true)?).map_err(device)
     }
 
+    /// Host copy of the common-space vectors as they are, for means that are taken before normalising.
+    pub(super) fn common_values(
+        &self,
+        pooled: Rows<D, NoneTape>,
+        source: Stream,
+        target: Stream,
+    ) -> Result<Vec<f32>, ModelError> {
+        Ok(self.common(pooled, source, target)?.as_vec())
+    }
+
     /// Host copy of the L2-normalised common-space vectors.
     pub(super) fn embedding(
         &self,

@@ -66,7 +66,10 @@ impl ModelConfig {
         match stream {
             Stream::Vision => list.dense("vision/embed", self.patching.n_tube_values(), d),
             Stream::Spectrogram => list.dense("spectrogram/embed", self.patching.n_spectrogram_values(), d),
-            Stream::Text => list.push("text/embed/embedding".to_owned(), &[self.vocab_size, d], table),
+            Stream::Text => {
+                let words = Init::Normal(self.text_embedding_std);
+                list.push("text/embed/embedding".to_owned(), &[self.vocab_size, d], words);
+            }
         }
         for (axis, len) in self.tables(stream) {
             list.push(format!("{stream}/pos_{axis}/embedding"), &[len, d], table);

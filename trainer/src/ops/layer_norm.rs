@@ -54,8 +54,8 @@ pub(super) fn fused<T: Tape<f32, Cpu>>(x: Rows<Cpu, T>, norm: &Norm<Cpu>) -> Res
             .zip(host::split_mut(dx, &lanes, d))
             .zip(&stats)
             .map(|(((x, dy), dx), stats)| (x, dy, dx, stats))
-            .collect();
-        let partial = host::run_lanes(jobs, |(x, dy, dx, stats): (&[f32], &[f32], &mut [f32], &Vec<[f32; 2]>)| {
+            .collect::<Vec<_>>();
+        let partial = host::run_lanes(jobs, |(x, dy, dx, stats)| {
             let mut dscale = vec![0.0; d];
             let mut dbias = vec![0.0; if bias.is_empty() { 0 } else { d }];
             simd::layer_norm_backward(x, &scale, stats, dy, dx, &mut dscale, &mut dbias);

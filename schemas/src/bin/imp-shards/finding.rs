@@ -39,7 +39,13 @@ impl Findings {
         Self { corpus: corpus.to_owned(), listed: Vec::new(), n_by_kind: BTreeMap::new() }
     }
 
-    pub(crate) fn push(&mut self, kind: &'static str, place: impl Into<String>, found: impl Into<String>, remedy: &'static str) {
+    pub(crate) fn push(
+        &mut self,
+        kind: &'static str,
+        place: impl Into<String>,
+        found: impl Into<String>,
+        remedy: &'static str,
+    ) {
         let n = self.n_by_kind.entry(kind).or_insert(0);
         *n += 1;
         if *n <= MAX_LISTED {

@@ -83,7 +83,9 @@ enum ShardsError {
 fn main() -> ExitCode {
     let done = match Args::parse().command {
         Command::Check { store, corpora, decode, json } => check::run(&store, &corpora, decode, json),
-        Command::Show { store, corpus, split, rows } => show::run(&store, &corpus, split.as_deref(), rows).map(|()| true),
+        Command::Show { store, corpus, split, rows } => {
+            show::run(&store, &corpus, split.as_deref(), rows).map(|()| true)
+        }
         Command::Stats { store, corpora, json } => stats::run(&store, &corpora, json).map(|()| true),
     };
     match done {

@@ -123,19 +123,28 @@ fn to_text(stats: &CorpusStats) -> String {
     )];
     for (name, split) in &stats.splits {
         let (media, all) = (mib(split.media_bytes), mib(split.store_bytes));
-        lines.push(format!("  split {name}: {} records, {} shards, {media} of media, {all} in all", split.n_records, split.n_shards));
+        lines.push(format!(
+            "  split {name}: {} records, {} shards, {media} of media, {all} in all",
+            split.n_records, split.n_shards
+        ));
     }
     for (name, [least, greatest]) in &stats.ranges {
         lines.push(format!("  {name}: {least} to {greatest}"));
     }
-    for (what, spread) in [("captions a record", &stats.captions_per_record), ("tokens a caption", &stats.tokens_per_caption)] {
+    for (what, spread) in
+        [("captions a record", &stats.captions_per_record), ("tokens a caption", &stats.tokens_per_caption)]
+    {
         lines.push(format!("  {what}: {} to {}, mean {:.2}", spread.least, spread.greatest, spread.mean));
     }
     lines.push(format!("  vocabulary: {} ids", stats.vocab_size));
     if stats.n_classes > 0 {
         let (least, greatest) = (stats.n_by_class.values().min(), stats.n_by_class.values().max());
         let (least, greatest) = (least.unwrap_or(&0), greatest.unwrap_or(&0));
-        lines.push(format!("  classes: {}, {} seen, {least} to {greatest} records each", stats.n_classes, stats.n_by_class.len()));
+        lines.push(format!(
+            "  classes: {}, {} seen, {least} to {greatest} records each",
+            stats.n_classes,
+            stats.n_by_class.len()
+        ));
     }
     let rejects: Vec<String> = stats.n_rejected.iter().map(|(reason, n)| format!("{reason} {n}")).collect();
     lines.push(format!("  rejects: {}", if rejects.is_empty() { "none".to_owned() } else { rejects.join(", ") }));

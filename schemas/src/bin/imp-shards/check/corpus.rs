@@ -25,12 +25,7 @@ pub(crate) struct Corpus<'a> {
     pub n_decoded: u64,
 }
 
-pub(crate) fn check(
-    store: &Store,
-    name: &str,
-    probe: Probe,
-    findings: &mut Findings,
-) -> Result<Checked, ShardsError> {
+pub(crate) fn check(store: &Store, name: &str, probe: Probe, findings: &mut Findings) -> Result<Checked, ShardsError> {
     let snapshot = match store.manifest(name) {
         Ok(snapshot) => snapshot,
         Err(StoreError::Manifest(error)) => {
@@ -114,12 +109,7 @@ fn check_tokenizer(store: &Store, manifest: &Manifest, findings: &mut Findings) 
 }
 
 /// The rejects table has a row for every rejected record, and its reasons add up to the manifest's.
-fn check_rejects(
-    store: &Store,
-    name: &str,
-    manifest: &Manifest,
-    findings: &mut Findings,
-) -> Result<(), ShardsError> {
+fn check_rejects(store: &Store, name: &str, manifest: &Manifest, findings: &mut Findings) -> Result<(), ShardsError> {
     let n_rejected: u64 = manifest.n_rejected.values().sum();
     let Some(entry) = &manifest.rejects else {
         if n_rejected > 0 {

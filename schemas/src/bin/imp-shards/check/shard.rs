@@ -41,7 +41,12 @@ pub(crate) fn check(
     let found = digest_of(corpus, &key, n_bytes, bar)?;
     let intact = found == entry.digest;
     if !intact {
-        findings.push("digest", key.as_str(), format!("its bytes have digest {}…, its name is another", found.short()), AGAIN);
+        findings.push(
+            "digest",
+            key.as_str(),
+            format!("its bytes have digest {}…, its name is another", found.short()),
+            AGAIN,
+        );
     }
     // A shard of other bytes is still opened: what else is wrong says which part was hit.
     let reader = match ShardReader::open(corpus.store, corpus.name, entry) {
@@ -115,7 +120,8 @@ fn check_footer(corpus: &Corpus<'_>, entry: &ShardEntry, reader: &ShardReader, k
     {
         findings.push("version", key, error.to_string(), "use a build of that major version");
     }
-    let counts = [("rows", reader.n_rows(), entry.n_rows), ("row groups", metadata.num_row_groups() as u64, entry.n_row_groups)];
+    let counts =
+        [("rows", reader.n_rows(), entry.n_rows), ("row groups", metadata.num_row_groups() as u64, entry.n_row_groups)];
     for (what, found, wanted) in counts {
         if found != wanted {
             findings.push("count", key, format!("it has {found} {what}, the manifest says {wanted}"), AGAIN);
@@ -137,7 +143,8 @@ fn check_schema(corpus: &Corpus<'_>, reader: &ShardReader, key: &str, findings: 
     let mut same = true;
     for wanted in wanted.fields() {
         let place = found.field_with_name(wanted.name()).ok();
-        let equal = place.is_some_and(|f| f.data_type() == wanted.data_type() && f.is_nullable() == wanted.is_nullable());
+        let equal =
+            place.is_some_and(|f| f.data_type() == wanted.data_type() && f.is_nullable() == wanted.is_nullable());
         if !equal {
             same = false;
             let found = place.map_or("absent".to_owned(), |f| f.data_type().to_string());
@@ -184,7 +191,8 @@ fn check_rows(
                 to += 1;
             }
             let batch = reader.read(&rows[from..to], &all)?;
-            let window = Window { first_row: first_row + rows[from], rows: Rows { corpus: corpus.name, batch: &batch }, key };
+            let window =
+                Window { first_row: first_row + rows[from], rows: Rows { corpus: corpus.name, batch: &batch }, key };
             media_bytes += window.check(corpus, entry, &mut media_digests, findings)?;
             from = to;
         }
@@ -195,7 +203,8 @@ fn check_rows(
         findings.push("count", key, found, AGAIN);
     }
     let pairs = reader.metadata().file_metadata().key_value_metadata();
-    let claimed = pairs.into_iter().flatten().find(|kv| kv.key == footer::MEDIA_DIGEST).and_then(|kv| kv.value.as_deref());
+    let claimed =
+        pairs.into_iter().flatten().find(|kv| kv.key == footer::MEDIA_DIGEST).and_then(|kv| kv.value.as_deref());
     let found = media_digests.finalize().to_hex();
     if claimed.is_some_and(|claimed| claimed != found.as_str()) {
         findings.push("footer", key, format!("`{}` is not the digest of its rows", footer::MEDIA_DIGEST), AGAIN);
@@ -298,7 +307,12 @@ impl Window<'_> {
                 _ => false,
             };
             if !known {
-                let found = format!("label {:?} with id {:?} of {} classes", labels[i], label_ids[i], corpus.manifest.classes.len());
+                let found = format!(
+                    "label {:?} with id {:?} of {} classes",
+                    labels[i],
+                    label_ids[i],
+                    corpus.manifest.classes.len()
+                );
                 findings.push("label", place, found, AGAIN);
             }
         }
