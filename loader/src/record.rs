@@ -91,7 +91,7 @@ pub fn wanted_columns(kind: RecordKind, full: bool) -> Vec<String> {
     match kind {
         RecordKind::ImageText => {}
         RecordKind::VideoText => {
-            wanted.extend([column::WIDTH, column::HEIGHT, column::NUM_FRAMES, column::FPS, column::HAS_AUDIO])
+            wanted.extend([column::WIDTH, column::HEIGHT, column::NUM_FRAMES, column::FPS, column::HAS_AUDIO]);
         }
         RecordKind::AudioText => {}
     }

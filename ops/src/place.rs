@@ -54,7 +54,7 @@ pub fn cargo() -> OsString {
     std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"))
 }
 
-/// The three programs, built in release.
+/// The three programs, built in the profile that the tests use too.
 #[derive(Debug, Clone)]
 pub struct Programs {
     pub ingest: PathBuf,
@@ -69,7 +69,7 @@ pub struct Programs {
 pub fn build() -> Result<Programs, OpsError> {
     let repository = repository()?;
     // Without `-p`, so that features resolve as for `cargo ops` itself and nothing is built twice.
-    let args = ["build", "--release", "--bin", "imp-ingest", "--bin", "imp-shards", "--bin", "imp-train"];
+    let args = ["build", "--bin", "imp-ingest", "--bin", "imp-shards", "--bin", "imp-train"];
     let shown = format!("cargo {}", args.join(" "));
     println!("$ {shown}");
     let output = Command::new(cargo())

@@ -26,11 +26,13 @@ path = "world-image/captions.csv"
 name = "world-video"
 kind = "video-text"
 path = "world-video/*.tar"
+split = {{ from_path = {{ train = "world-video-train-*", test = "world-video-test-*" }} }}
 
 [[ingest.corpus]]
 name = "world-audio"
 kind = "audio-text"
 path = "world-audio"
+split = {{ from_path = {{ train = "train/*", test = "test/*" }} }}
 
 [train]
 steps = {steps}

@@ -8,8 +8,8 @@ use comfy_table::{Table, presets};
 use imp_schemas::run_file::RunFile;
 use imp_schemas::store::Store;
 use imp_trainer::config::{RawTrain, TrainConfig};
-use imp_trainer::eval::{self, Measure, Score};
 use imp_trainer::device;
+use imp_trainer::eval::{self, Measure, Score};
 use miette::{IntoDiagnostic, Result, WrapErr, miette};
 
 /// Trains one IMP encoder by alternating gradient descent, and evaluates it.

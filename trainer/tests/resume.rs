@@ -38,7 +38,8 @@ fn a_run_killed_at_random_moments_does_the_steps_of_one_that_was_left_alone() {
     let run_file = dir.path().join("run.toml");
     std::fs::write(&run_file, text).unwrap();
     let config = IngestConfig::read(&run_file).unwrap();
-    imp_ingest::run(&config, &Store::open(store.to_str().unwrap()).unwrap(), &mut imp_ingest::Progress::silent()).unwrap();
+    imp_ingest::run(&config, &Store::open(store.to_str().unwrap()).unwrap(), &mut imp_ingest::Progress::silent())
+        .unwrap();
 
     let alone = dir.path().join("alone");
     let begin = Instant::now();

@@ -58,14 +58,17 @@ impl Pixels {
 #[cfg(test)]
 mod tests {
     use super::*;
+    #[cfg(feature = "real-data")]
     use testkit::golden::{Golden, Values, folder};
 
+    #[cfg(feature = "real-data")]
     fn levels(golden: &Golden, name: &str) -> (Vec<usize>, Vec<u8>) {
         let tensor = golden.tensor(name).unwrap();
         let Values::U8(values) = &tensor.values else { panic!("{name} is not u8") };
         (tensor.shape.clone(), values.clone())
     }
 
+    #[cfg(feature = "real-data")]
     #[test]
     fn a_crop_is_resized_as_pillow_resizes_it() {
         let golden = Golden::read(&folder(), "image").unwrap();
@@ -83,7 +86,7 @@ mod tests {
                 let differences: Vec<u64> = got.iter().zip(&want).map(|(a, b)| u64::from(a.abs_diff(*b))).collect();
                 let mean = differences.iter().sum::<u64>() as f64 / differences.len() as f64;
                 let max = differences.iter().max().copied().unwrap_or(0);
-                // The limits of tests/golden/README.md for a resize that starts from the given decode.
+                // The limits of the reference numbers' README for a resize that starts from the given decode.
                 assert!(mean <= 0.3 && max <= 2, "{case} at {side}: mean {mean:.3}, max {max}");
                 assert_eq!(got.len(), want.len());
             }
