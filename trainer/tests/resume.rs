@@ -1,5 +1,7 @@
 //! SIGKILL at any moment, start again: same tasks, same batches byte for byte, same losses to the last bit.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
