@@ -41,11 +41,31 @@ pub enum RejectReason {
     DuplicateKey,
     /// A class index or name outside the corpus's class list.
     UnknownClass,
+    /// The host's name does not resolve.
+    Dns,
+    /// The host refuses the connection, or its certificate is not valid.
+    Connect,
+    /// The host did not answer, or not to the end, in the time allowed.
+    Timeout,
+    /// The host answered with a status that is no success: 404, 410, 403, 500, …
+    HttpStatus,
+    /// The host says that this medium is not for training, or not for robots.
+    Disallowed,
+    /// The bytes of an earlier record of the corpus.
+    DuplicateMedia,
+    /// A picture or caption that is nearly one of the corpus, of an earlier run, or of an evaluation set.
+    NearDuplicate,
+    /// Wider or taller than the rule of the corpus allows.
+    AspectRatio,
+    /// No caption of the record passes the rules of the corpus.
+    CaptionRule,
+    /// Taken out of a published corpus by its owner, by key.
+    Withdrawn,
 }
 
 impl RejectReason {
     /// Every reason, in the order reports list them.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 26] = [
         Self::MissingFile,
         Self::Unreadable,
         Self::EmptyFile,
@@ -62,6 +82,16 @@ impl RejectReason {
         Self::InvalidText,
         Self::DuplicateKey,
         Self::UnknownClass,
+        Self::Dns,
+        Self::Connect,
+        Self::Timeout,
+        Self::HttpStatus,
+        Self::Disallowed,
+        Self::DuplicateMedia,
+        Self::NearDuplicate,
+        Self::AspectRatio,
+        Self::CaptionRule,
+        Self::Withdrawn,
     ];
 
     /// The name in manifests, rejects tables and reports.
@@ -83,6 +113,16 @@ impl RejectReason {
             Self::InvalidText => "invalid_text",
             Self::DuplicateKey => "duplicate_key",
             Self::UnknownClass => "unknown_class",
+            Self::Dns => "dns",
+            Self::Connect => "connect",
+            Self::Timeout => "timeout",
+            Self::HttpStatus => "http_status",
+            Self::Disallowed => "disallowed",
+            Self::DuplicateMedia => "duplicate_media",
+            Self::NearDuplicate => "near_duplicate",
+            Self::AspectRatio => "aspect_ratio",
+            Self::CaptionRule => "caption_rule",
+            Self::Withdrawn => "withdrawn",
         }
     }
 }
