@@ -18,7 +18,7 @@ mod text;
 mod tokenizer;
 mod verify;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use imp_schemas::manifest::{Manifest, RejectsEntry, ShardEntry};
@@ -33,8 +33,9 @@ pub use progress::{Progress, ProgressMode};
 pub use report::{CorpusReport, Published, Report};
 
 use config::CorpusConfig;
+use corpus::{Found, Listing};
 use pack::{OpenShard, Row, ShardHead, StoredShard};
-use plan::{Plan, Planned};
+use plan::{Classes, Plan, Planned};
 use tokenizer::CaptionTokenizer;
 
 /// A corpus that is over its budget is read to its end, so that the message has the whole count, unless so many of its
@@ -47,20 +48,23 @@ const ENOUGH_REJECTS: u64 = 1000;
 /// See [`IngestError`]; nothing but orphaned shards, and the rejects of the corpus that stopped the run, is left behind.
 pub fn run(config: &IngestConfig, store: &Store, progress: &mut Progress) -> Result<Report, IngestError> {
     let started = Instant::now();
-    let mut plans: Vec<(&CorpusConfig, Plan)> = Vec::new();
+    let mut plans: Vec<(&CorpusConfig, Whole)> = Vec::new();
     for corpus in &config.corpora {
         progress.note(&format!("{}: reading captions and labels of `{}`", corpus.name, corpus.path));
-        plans.push((corpus, plan::plan(config, corpus, corpus::read(config, corpus)?)?));
+        plans.push((corpus, plan_all(config, corpus)?));
     }
     let tokenizer = {
-        let mut captions = plans.iter().flat_map(|(_, plan)| plan.captions());
+        let mut captions = plans.iter().flat_map(|(_, whole)| {
+            let records = whole.plan.splits.iter().flat_map(|(_, records)| records);
+            records.flat_map(|record| &record.captions).map(String::as_str)
+        });
         CaptionTokenizer::make(&config.tokenizer, &config.root, &mut captions)?
     };
     publish::store_tokenizer(store, &tokenizer)?;
     let mut packed = Vec::new();
-    for (corpus, plan) in plans {
+    for (corpus, whole) in plans {
         if config.corpus_names().contains(&corpus.name.as_str()) {
-            packed.push(pack_corpus(config, corpus, plan, &tokenizer, store, progress)?);
+            packed.push(pack_corpus(config, corpus, whole, &tokenizer, store, progress)?);
         }
     }
     let mut corpora = Vec::new();
@@ -73,6 +77,33 @@ pub fn run(config: &IngestConfig, store: &Store, progress: &mut Progress) -> Res
     Ok(Report { store, tokenizer: digest, vocab_size, corpora, seconds: started.elapsed().as_secs_f64() })
 }
 
+/// A corpus and what every record of it is.
+struct Whole {
+    /// Keeps the places of media alive.
+    listing: Listing,
+    plan: Plan,
+    classes: Vec<String>,
+}
+
+/// Plans all units of `corpus` as one.
+fn plan_all(config: &IngestConfig, corpus: &CorpusConfig) -> Result<Whole, IngestError> {
+    let listing = Listing::open(config, corpus)?;
+    let classes = match Classes::given(config, corpus)? {
+        Some(classes) => classes,
+        None => {
+            let mut labels = BTreeSet::new();
+            listing.survey(&mut |wording| labels.extend(wording.label.clone()))?;
+            Classes::found(labels)
+        }
+    };
+    let mut found = Found::default();
+    for unit in 0..listing.n_units() {
+        found.append(listing.read(unit)?);
+    }
+    let plan = plan::plan(corpus, found, &classes)?;
+    Ok(Whole { listing, plan, classes: classes.names().to_vec() })
+}
+
 /// A corpus whose shards and rejects are in the store.
 struct Packed {
     manifest: Manifest,
@@ -83,16 +114,19 @@ struct Packed {
 fn pack_corpus(
     config: &IngestConfig,
     corpus: &CorpusConfig,
-    plan: Plan,
+    whole: Whole,
     tokenizer: &CaptionTokenizer,
     store: &Store,
     progress: &mut Progress,
 ) -> Result<Packed, IngestError> {
     let started = Instant::now();
-    let Plan { splits, classes, mut rejects, n_inputs, n_ignored, spools } = plan;
+    let Whole { listing, plan, classes } = whole;
+    let Plan { splits, mut rejects, n_inputs, n_ignored, spools } = plan;
     if n_inputs == 0 {
-        let detail =
-            format!("`{}` holds no record; {n_ignored} of its files are neither medium nor caption", corpus.path);
+        let detail = format!(
+            "`{}` is empty: it can be read and holds no record; {n_ignored} of its files are neither medium nor caption",
+            corpus.path
+        );
         return Err(IngestError::NoRecords { corpus: corpus.name.clone(), detail });
     }
     progress.begin(&corpus.name, n_inputs, rejects.len() as u64);
@@ -107,7 +141,7 @@ fn pack_corpus(
         };
         let mut open: Option<OpenShard> = None;
         pipeline::verify_all(corpus, tokenizer, config.workers, records, &mut |planned, verified| {
-            progress.step(planned.medium.len, verified.is_err());
+            progress.step(planned.medium.len().unwrap_or(0), verified.is_err());
             let record = match verified {
                 Ok(record) => record,
                 Err(reject) => {
@@ -135,7 +169,7 @@ fn pack_corpus(
         }
     }
     progress.end();
-    drop(spools);
+    drop((listing, spools));
     check_budget(corpus, &mut rejects, n_inputs, true, store)?;
     let listed = publish::store_rejects(store, &corpus.name, &rejects)?;
     if shards.is_empty() {
@@ -150,7 +184,7 @@ fn pack_corpus(
 }
 
 fn mean_media_bytes(records: &[Planned]) -> u64 {
-    let sum: u64 = records.iter().map(|record| record.medium.len).sum();
+    let sum: u64 = records.iter().filter_map(|record| record.medium.len()).sum();
     sum / (records.len() as u64).max(1)
 }
 

@@ -180,19 +180,36 @@ impl Store {
     /// # Errors
     /// The store failed.
     pub fn list(&self, prefix: &str) -> Result<Vec<Listed>, StoreError> {
-        let path = self.path(prefix);
-        let listed: Result<Vec<_>, _> = self.wait(self.inner.list(Some(&path)).try_collect());
-        let listed =
-            listed.map_err(|source| StoreError::List { url: self.url.clone(), prefix: prefix.to_owned(), source })?;
-        let n_root = self.root.parts().count();
-        let relative = |path: &StorePath| {
-            let parts: Vec<String> = path.parts().skip(n_root).map(|p| p.as_ref().to_owned()).collect();
-            parts.join("/")
-        };
-        let mut all: Vec<Listed> =
-            listed.iter().map(|meta| Listed { key: relative(&meta.location), n_bytes: meta.size }).collect();
+        let mut all = Vec::new();
+        self.visit(prefix, &mut |listed, _| {
+            all.push(listed);
+            true
+        })?;
         all.sort_by(|a, b| a.key.cmp(&b.key));
         Ok(all)
+    }
+
+    /// Hands every object below `prefix` (a folder) to `take`, with its ETag or else its time of change, as the listing
+    /// comes; for prefixes of any size. S3 lists by rising key, a local folder in no order. Ends when `take` says false.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub fn visit(&self, prefix: &str, take: &mut dyn FnMut(Listed, String) -> bool) -> Result<(), StoreError> {
+        let path = self.path(prefix);
+        let n_root = self.root.parts().count();
+        let visit = async {
+            let mut listed = self.inner.list(Some(&path));
+            while let Some(meta) = listed.try_next().await? {
+                let key: Vec<String> = meta.location.parts().skip(n_root).map(|p| p.as_ref().to_owned()).collect();
+                let stamp = meta.e_tag.unwrap_or_else(|| meta.last_modified.to_rfc3339());
+                if !take(Listed { key: key.join("/"), n_bytes: meta.size }, stamp) {
+                    break;
+                }
+            }
+            Ok(())
+        };
+        let failed = |source| StoreError::List { url: self.url.clone(), prefix: prefix.to_owned(), source };
+        self.wait(visit).map_err(failed)
     }
 
     /// Removes an object; removing what is not there is no error.
