@@ -11,7 +11,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::TryStreamExt;
 use object_store::path::Path as StorePath;
-use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
+use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 use url::Url;
 
 use crate::manifest::{Manifest, ManifestError};
@@ -168,8 +168,16 @@ impl Store {
     /// # Errors
     /// The store failed.
     pub fn size(&self, key: &str) -> Result<Option<u64>, StoreError> {
+        Ok(self.look(key)?.map(|(listed, _)| listed.n_bytes))
+    }
+
+    /// An object as [`Store::visit`] shows it, `None` if it does not exist.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub fn look(&self, key: &str) -> Result<Option<(Listed, String)>, StoreError> {
         match self.wait(self.inner.head(&self.path(key))) {
-            Ok(meta) => Ok(Some(meta.size)),
+            Ok(meta) => Ok(Some(self.listed(meta))),
             Err(object_store::Error::NotFound { .. }) => Ok(None),
             Err(source) => Err(self.read_error(key, None, source)),
         }
@@ -196,20 +204,16 @@ impl Store {
     /// The store failed.
     pub fn visit(&self, prefix: &str, take: &mut dyn FnMut(Listed, String) -> bool) -> Result<(), StoreError> {
         let path = self.path(prefix);
-        let n_root = self.root.parts().count();
-        let visit = async {
-            let mut listed = self.inner.list(Some(&path));
-            while let Some(meta) = listed.try_next().await? {
-                let key: Vec<String> = meta.location.parts().skip(n_root).map(|p| p.as_ref().to_owned()).collect();
-                let stamp = meta.e_tag.unwrap_or_else(|| meta.last_modified.to_rfc3339());
-                if !take(Listed { key: key.join("/"), n_bytes: meta.size }, stamp) {
-                    break;
-                }
-            }
-            Ok(())
-        };
         let failed = |source| StoreError::List { url: self.url.clone(), prefix: prefix.to_owned(), source };
-        self.wait(visit).map_err(failed)
+        let mut listed = self.inner.list(Some(&path));
+        // The listing waits while `take` runs, so that it may use the store itself.
+        while let Some(meta) = self.wait(listed.try_next()).map_err(failed)? {
+            let (listed, stamp) = self.listed(meta);
+            if !take(listed, stamp) {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// Removes an object; removing what is not there is no error.
@@ -267,6 +271,14 @@ impl Store {
             }
         }
         Ok(names)
+    }
+
+    /// An object by its key below the root, and its ETag or else its time of change.
+    fn listed(&self, meta: ObjectMeta) -> (Listed, String) {
+        let n_root = self.root.parts().count();
+        let key: Vec<String> = meta.location.parts().skip(n_root).map(|part| part.as_ref().to_owned()).collect();
+        let stamp = meta.e_tag.unwrap_or_else(|| meta.last_modified.to_rfc3339());
+        (Listed { key: key.join("/"), n_bytes: meta.size }, stamp)
     }
 
     fn put_mode(&self, key: &str, bytes: Bytes, mode: PutMode) -> Result<bool, StoreError> {
