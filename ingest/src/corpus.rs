@@ -336,3 +336,6 @@ fn is_litter(path: &str) -> bool {
     let is_hidden = |part: &str| part.starts_with('.') && part != "." && part != "..";
     path.split('/').any(|part| is_hidden(part) || ["__MACOSX", "Thumbs.db", "desktop.ini"].contains(&part))
 }
+
+#[cfg(test)]
+mod tests;

@@ -238,8 +238,16 @@ impl Store {
     /// # Errors
     /// The store failed.
     pub fn size(&self, key: &str) -> Result<Option<u64>, StoreError> {
+        Ok(self.look(key)?.map(|(listed, _)| listed.n_bytes))
+    }
+
+    /// An object as [`Store::visit`] shows it, `None` if it does not exist.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub fn look(&self, key: &str) -> Result<Option<(Listed, String)>, StoreError> {
         match self.wait(self.inner.head(&self.path(key))) {
-            Ok(meta) => Ok(Some(meta.size)),
+            Ok(meta) => Ok(Some(self.listed(meta))),
             Err(object_store::Error::NotFound { .. }) => Ok(None),
             Err(source) => Err(self.read_error(key, None, source)),
         }
@@ -402,18 +410,16 @@ impl Store {
     fn visit_metas(&self, prefix: &str, take: &mut dyn FnMut(Listed, &ObjectMeta) -> bool) -> Result<(), StoreError> {
         let path = self.path(prefix);
         let n_root = self.root.parts().count();
-        let visit = async {
-            let mut listed = self.inner.list(Some(&path));
-            while let Some(meta) = listed.try_next().await? {
-                let key: Vec<String> = meta.location.parts().skip(n_root).map(|p| p.as_ref().to_owned()).collect();
-                if !take(Listed { key: key.join("/"), n_bytes: meta.size }, &meta) {
-                    break;
-                }
-            }
-            Ok(())
-        };
         let failed = |source| StoreError::List { url: self.url.clone(), prefix: prefix.to_owned(), source };
-        self.wait(visit).map_err(failed)
+        let mut listed = self.inner.list(Some(&path));
+        // The listing waits while `take` runs, so that it may use the store itself.
+        while let Some(meta) = self.wait(listed.try_next()).map_err(failed)? {
+            let key: Vec<String> = meta.location.parts().skip(n_root).map(|p| p.as_ref().to_owned()).collect();
+            if !take(Listed { key: key.join("/"), n_bytes: meta.size }, &meta) {
+                break;
+            }
+        }
+        Ok(())
     }
 
     fn put_mode(&self, key: &str, bytes: Bytes, mode: PutMode) -> Result<bool, StoreError> {
