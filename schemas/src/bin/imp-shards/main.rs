@@ -5,10 +5,12 @@
 
 mod check;
 mod finding;
+mod page;
 mod rows;
 mod show;
 mod stats;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -51,6 +53,24 @@ enum Command {
         #[arg(long, default_value_t = 10)]
         rows: u64,
     },
+    /// Writes one HTML page that opens without a network: media, captions, charts, rejects
+    Page {
+        #[arg(long)]
+        store: String,
+        corpus: String,
+        /// The file to write, `-` for standard output; CORPUS.html without it
+        #[arg(long)]
+        out: Option<PathBuf>,
+        /// Records to show, spread evenly over each split
+        #[arg(long, default_value_t = 48)]
+        n: u64,
+        /// Only this split
+        #[arg(long)]
+        split: Option<String>,
+        /// The newest without it
+        #[arg(long)]
+        snapshot: Option<u64>,
+    },
     /// Counts: records, bytes, splits, classes, ranges, captions, tokens, rejects
     Stats {
         #[arg(long)]
@@ -78,6 +98,10 @@ enum ShardsError {
     Column { corpus: String, column: &'static str },
     #[error("cannot write the report as JSON")]
     Json(#[from] serde_json::Error),
+    #[error("the page's template fails")]
+    Page(#[source] minijinja::Error),
+    #[error("cannot write `{}`", path.display())]
+    Write { path: PathBuf, source: std::io::Error },
 }
 
 fn main() -> ExitCode {
@@ -85,6 +109,11 @@ fn main() -> ExitCode {
         Command::Check { store, corpora, decode, json } => check::run(&store, &corpora, decode, json),
         Command::Show { store, corpus, split, rows } => {
             show::run(&store, &corpus, split.as_deref(), rows).map(|()| true)
+        }
+        Command::Page { store, corpus, out, n, split, snapshot } => {
+            let out = out.unwrap_or_else(|| PathBuf::from(format!("{corpus}.html")));
+            let args = page::PageArgs { corpus: &corpus, snapshot, split: split.as_deref(), n, out: &out };
+            page::run(&store, &args).map(|()| true)
         }
         Command::Stats { store, corpora, json } => stats::run(&store, &corpora, json).map(|()| true),
     };

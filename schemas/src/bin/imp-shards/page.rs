@@ -18,18 +18,16 @@ use imp_schemas::modality::RecordKind;
 use imp_schemas::record::{column, record_schema};
 use imp_schemas::shard_reader::ShardReader;
 use imp_schemas::store::{Snapshot, Store};
+use imp_schemas::tombstone::{Hidden, row_of_live};
 use minijinja::Environment;
 use minijinja::value::Serde;
 use serde::Serialize;
 
 use crate::ShardsError;
-use crate::hidden::Hidden;
-use crate::rows::Rows;
+use crate::rows::{Rows, for_live, present};
 
 /// Rows whose numbers are read for the charts: enough for their shape, little against a corpus.
 const MAX_SCANNED: u64 = 200_000;
-/// Rows that are read together for the charts.
-const WINDOW_ROWS: u64 = 4096;
 /// Bars of classes.
 const MAX_CLASSES: usize = 24;
 
@@ -97,7 +95,7 @@ pub(crate) fn run(url: &str, args: &PageArgs<'_>) -> Result<(), ShardsError> {
 
 fn render(store: &Store, snapshot: &Snapshot, args: &PageArgs<'_>) -> Result<String, ShardsError> {
     let manifest = &snapshot.manifest;
-    let hidden = Hidden::of(store, manifest)?;
+    let hidden = Hidden::of(&store.tombstones(manifest)?);
     let cards = sample(store, manifest, &hidden, args)?;
     let scan = scan(store, manifest, &hidden)?;
     let n_rejected: u64 = manifest.n_rejected.values().sum();
@@ -116,7 +114,7 @@ fn render(store: &Store, snapshot: &Snapshot, args: &PageArgs<'_>) -> Result<Str
         "n_rejected": grouped(n_rejected),
         "reject_percent": format!("{:.2}", 100.0 * n_rejected as f64 / manifest.n_inputs.max(1) as f64),
         "n_shards": grouped(manifest.shards.len() as u64),
-        "n_hidden": hidden.n(),
+        "n_hidden": hidden.n_rows(),
         "media": human_bytes(manifest.shards.iter().map(|s| s.media_bytes).sum()),
         "bytes": human_bytes(manifest.shards.iter().map(|s| s.n_bytes).sum()),
         "n_classes": manifest.classes.len(),
@@ -147,19 +145,19 @@ fn sample(
         Some(split) => vec![split],
         None => manifest.splits(),
     };
-    let n_of = |split: &str| manifest.shards.iter().filter(|s| s.split == split).map(|s| s.n_rows).sum::<u64>();
-    let n_all: u64 = splits.iter().map(|s| n_of(s)).sum();
+    let n_all: u64 = splits.iter().map(|s| manifest.n_rows(s)).sum();
     let mut cards = Vec::new();
     for split in splits {
         let shards = manifest.split(split)?;
-        let n_rows = n_of(split);
+        let n_rows = manifest.n_rows(split);
         let n_wanted = (args.n * n_rows).div_ceil(n_all.max(1)).min(n_rows);
         let wanted: Vec<u64> = (0..n_wanted).map(|i| (2 * i + 1) * n_rows / (2 * n_wanted)).collect();
         let mut first_row = 0;
         for entry in shards {
-            let here = wanted.iter().filter(|w| (first_row..first_row + entry.n_rows).contains(*w));
-            let rows: Vec<u64> = here.map(|w| w - first_row).filter(|row| !hidden.has(&entry.digest, *row)).collect();
-            first_row += entry.n_rows;
+            let here = wanted.iter().filter(|w| (first_row..first_row + entry.n_live()).contains(*w));
+            let hidden = hidden.rows(&entry.digest);
+            let rows: Vec<u64> = here.map(|w| row_of_live(&hidden, w - first_row)).collect();
+            first_row += entry.n_live();
             cards.extend(cards_of(store, manifest, entry, &rows)?);
         }
     }
@@ -177,7 +175,7 @@ fn cards_of(
     }
     let reader = ShardReader::open(store, &manifest.corpus, entry)?;
     let schema = record_schema(manifest.kind);
-    let columns = crate::rows::present(&reader, &schema);
+    let columns = present(&reader, &schema);
     let mut cards = Vec::new();
     // One at a time: a medium may weigh what a shard weighs.
     for &row in rows {
@@ -196,15 +194,11 @@ fn scan(store: &Store, manifest: &Manifest, hidden: &Hidden) -> Result<Scan, Sha
     let step = n_rows.div_ceil(MAX_SCANNED).max(1) as usize;
     let mut scan = Scan::default();
     for entry in manifest.shards.iter().step_by(step) {
-        let reader = ShardReader::open(store, &manifest.corpus, entry)?;
-        let mut start = 0;
-        while start < reader.n_rows() && scan.n_rows < MAX_SCANNED {
-            let end = (start + WINDOW_ROWS).min(reader.n_rows());
-            let rows: Vec<u64> = (start..end).filter(|row| !hidden.has(&entry.digest, *row)).collect();
-            start = end;
-            let batch = reader.read(&rows, &columns)?;
-            scan.add(&Rows { corpus: &manifest.corpus, batch: &batch }, numeric)?;
+        if scan.n_rows >= MAX_SCANNED {
+            break;
         }
+        let reader = ShardReader::open(store, &manifest.corpus, entry)?;
+        for_live(&reader, &manifest.corpus, &hidden.rows(&entry.digest), &columns, |_, rows| scan.add(rows, numeric))?;
     }
     Ok(scan)
 }

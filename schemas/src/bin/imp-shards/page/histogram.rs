@@ -43,7 +43,8 @@ pub(super) fn chart(name: &'static str, unit: &'static str, mut values: Vec<f64>
     for (i, &n) in counts.iter().enumerate().filter(|(_, n)| **n > 0) {
         // A bar of one value is still seen.
         let height = (HEIGHT * n as f64 / most).max(1.5);
-        let (x, w) = (i as f64 * bar + bar * 0.08, (bar * 0.84).min(40.0));
+        let w = (bar * 0.84).min(40.0);
+        let x = i as f64 * bar + (bar - w) / 2.0;
         let _ = write!(path, "M{x:.1} {HEIGHT}v-{height:.1}h{w:.1}v{height:.1}z");
     }
     let svg = format!(
