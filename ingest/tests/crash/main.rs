@@ -102,12 +102,14 @@ fn workers_killed_at_any_moment_leave_the_bytes_of_an_undisturbed_run() {
         let store = open(&name);
         loop {
             let of = 1 + (draw("workers", n_runs) * MAX_WORKERS as f64) as usize;
-            let mut workers: Vec<Child> = (0..of).map(|rank| worker(&config, &server.url(&name), &server, rank, of)).collect();
+            let mut workers: Vec<Child> =
+                (0..of).map(|rank| worker(&config, &server.url(&name), &server, rank, of)).collect();
             // A run that goes on from the journal is shorter than a whole one: moments lie close to the start as well.
             let moment = whole.mul_f64(draw("moment", n_runs).powi(2) * 1.2);
             n_runs += 1;
             std::thread::sleep(moment);
-            let running = workers.iter_mut().filter_map(|worker| worker.try_wait().unwrap().is_none().then_some(())).count();
+            let running =
+                workers.iter_mut().filter_map(|worker| worker.try_wait().unwrap().is_none().then_some(())).count();
             for worker in &mut workers {
                 worker.kill().unwrap();
                 worker.wait().unwrap();
@@ -121,7 +123,8 @@ fn workers_killed_at_any_moment_leave_the_bytes_of_an_undisturbed_run() {
             assert!(seen.keys().all(|key| all.contains(key)), "a reader sees what the undisturbed run has not");
             // Now and then the workers are left to finish, so that a round ends in bounded time.
             if n_runs % 12 == 0 {
-                let last: Vec<Child> = (0..of).map(|rank| worker(&config, &server.url(&name), &server, rank, of)).collect();
+                let last: Vec<Child> =
+                    (0..of).map(|rank| worker(&config, &server.url(&name), &server, rank, of)).collect();
                 for mut worker in last {
                     assert!(worker.wait().unwrap().success());
                 }

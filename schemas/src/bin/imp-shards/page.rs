@@ -48,8 +48,6 @@ struct SplitLine {
     n_records: u64,
     n_shards: u64,
     bytes: String,
-    /// Percent of the records.
-    share: f64,
 }
 
 #[derive(Debug, Serialize)]
@@ -251,13 +249,11 @@ fn charts(kind: RecordKind, mut scan: Scan) -> Vec<histogram::Chart> {
 fn splits(manifest: &Manifest) -> Vec<SplitLine> {
     let line = |name: &str| {
         let shards = || manifest.shards.iter().filter(|s| s.split == name);
-        let n_records = manifest.n_rows(name);
         SplitLine {
             name: name.to_owned(),
-            n_records,
+            n_records: manifest.n_rows(name),
             n_shards: shards().count() as u64,
             bytes: human_bytes(shards().map(|s| s.media_bytes).sum()),
-            share: 100.0 * n_records as f64 / manifest.n_records.max(1) as f64,
         }
     };
     manifest.splits().into_iter().map(line).collect()
@@ -277,7 +273,11 @@ pub(crate) fn human_bytes(n: u64) -> String {
     let mut value = n as f64;
     for unit in ["B", "KiB", "MiB", "GiB"] {
         if value < 1000.0 {
-            return if unit == "B" || value >= 100.0 { format!("{value:.0} {unit}") } else { format!("{value:.1} {unit}") };
+            return if unit == "B" || value >= 100.0 {
+                format!("{value:.0} {unit}")
+            } else {
+                format!("{value:.1} {unit}")
+            };
         }
         value /= 1024.0;
     }

@@ -62,9 +62,9 @@ pub(crate) fn run(url: &str, corpus: &str, json: bool) -> Result<(), ShardsError
     let mut out = std::io::stdout().lock();
     // A closed pipe is no error.
     let _ = if json {
-        let broken: Vec<_> =
-            unreadable.iter().map(|(v, e)| serde_json::json!({ "version": v, "error": e })).collect();
-        let report = serde_json::json!({ "corpus": corpus, "snapshots": serde_json::to_value(&lines)?, "unreadable": broken });
+        let broken: Vec<_> = unreadable.iter().map(|(v, e)| serde_json::json!({ "version": v, "error": e })).collect();
+        let report =
+            serde_json::json!({ "corpus": corpus, "snapshots": serde_json::to_value(&lines)?, "unreadable": broken });
         writeln!(out, "{report:#}")
     } else {
         let broken = unreadable.iter().map(|(v, e)| format!("\nsnapshot {v} cannot be read: {e}"));
@@ -76,7 +76,9 @@ pub(crate) fn run(url: &str, corpus: &str, json: bool) -> Result<(), ShardsError
 fn table(lines: &[Line]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::UTF8_BORDERS_ONLY);
-    table.set_header(["snapshot", "manifest", "schema", "records", "inputs", "shards", "new", "MiB", "rejects", "hidden"]);
+    table.set_header([
+        "snapshot", "manifest", "schema", "records", "inputs", "shards", "new", "MiB", "rejects", "hidden",
+    ]);
     for l in lines {
         let mib = format!("{:.1}", l.n_bytes as f64 / f64::from(1 << 20));
         let counts = [l.n_records, l.n_inputs, l.n_shards, l.n_new_shards].map(|n| n.to_string());

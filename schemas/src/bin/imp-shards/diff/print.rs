@@ -13,20 +13,20 @@ const MAX_CLASSES: usize = 20;
 pub(super) fn text(diff: &Diff) -> String {
     let (from, to) = (&diff.from, &diff.to);
     let of = |side: &super::Side| if from.store == to.store { String::new() } else { format!(" of {}", side.store) };
-    let mut lines = vec![format!(
-        "{}: snapshot {}{} → {}{}",
-        diff.corpus,
-        from.snapshot,
-        of(from),
-        to.snapshot,
-        of(to)
-    )];
+    let mut lines =
+        vec![format!("{}: snapshot {}{} → {}{}", diff.corpus, from.snapshot, of(from), to.snapshot, of(to))];
     if diff.identical {
         lines.push("  the same manifest, byte for byte".to_owned());
         return lines.join("\n");
     }
     let r = &diff.records;
-    lines.push(format!("  records    {}: {} added, {} removed, {} changed", arrow(diff.n_records), r.n_added, r.n_removed, r.n_changed));
+    lines.push(format!(
+        "  records    {}: {} added, {} removed, {} changed",
+        arrow(diff.n_records),
+        r.n_added,
+        r.n_removed,
+        r.n_changed
+    ));
     if r.n_changed > 0 {
         let ways = [
             ("media", r.n_media_changed),
@@ -63,7 +63,9 @@ pub(super) fn text(diff: &Diff) -> String {
         lines.push(format!("  schema     {from} → {to}"));
     }
     lines.extend(diff.config.iter().map(|c| format!("  config     {}: {} → {}", c.key, c.from, c.to)));
-    for (what, keys, n) in [("added", &r.added, r.n_added), ("removed", &r.removed, r.n_removed), ("changed", &r.changed, r.n_changed)] {
+    for (what, keys, n) in
+        [("added", &r.added, r.n_added), ("removed", &r.removed, r.n_removed), ("changed", &r.changed, r.n_changed)]
+    {
         lines.extend(keys.iter().map(|key| format!("  {what:<10} {key}")));
         if n > keys.len() as u64 {
             lines.push(format!("  {what:<10} … and {} more", n - keys.len() as u64));

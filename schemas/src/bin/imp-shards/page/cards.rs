@@ -99,7 +99,9 @@ fn film(bytes: &[u8]) -> Drawn {
     let is_mp4 = bytes.get(4..8) == Some(b"ftyp");
     if is_mp4 && bytes.len() <= MAX_INLINE_BYTES {
         let address = data_uri("video/mp4", bytes);
-        html = format!("<div class=\"film\">{html}<video muted loop playsinline preload=\"none\" src=\"{address}\"></video></div>");
+        html = format!(
+            "<div class=\"film\">{html}<video muted loop playsinline preload=\"none\" src=\"{address}\"></video></div>"
+        );
     }
     let mut facts = vec![
         format!("{} × {}", meta.width, meta.height),

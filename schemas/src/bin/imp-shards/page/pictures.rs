@@ -31,11 +31,8 @@ pub(super) fn sheet(frames: &[RgbImage]) -> Option<Vec<u8>> {
     let (width, height) = first.dimensions();
     let per_row = if height > width { frames.len() } else { frames.len().min(3) } as u32;
     let n_rows = (frames.len() as u32).div_ceil(per_row);
-    let mut sheet = RgbImage::from_pixel(
-        per_row * (width + GAP) - GAP,
-        n_rows * (height + GAP) - GAP,
-        Rgb([18, 18, 20]),
-    );
+    let mut sheet =
+        RgbImage::from_pixel(per_row * (width + GAP) - GAP, n_rows * (height + GAP) - GAP, Rgb([18, 18, 20]));
     for (i, frame) in frames.iter().enumerate() {
         let (x, y) = (i as u32 % per_row, i as u32 / per_row);
         replace(&mut sheet, frame, i64::from(x * (width + GAP)), i64::from(y * (height + GAP)));
