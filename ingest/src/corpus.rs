@@ -33,6 +33,40 @@ pub(crate) struct Locator {
     pub(crate) len: u64,
 }
 
+pub(crate) type Place = Locator;
+
+impl Locator {
+    pub(crate) fn len(&self) -> Option<u64> {
+        Some(self.len)
+    }
+}
+
+pub(crate) struct Listing {
+    config: IngestConfig,
+    corpus: CorpusConfig,
+}
+
+impl Listing {
+    pub(crate) fn open(config: &IngestConfig, corpus: &CorpusConfig) -> Result<Self, IngestError> {
+        Ok(Self { config: config.clone(), corpus: corpus.clone() })
+    }
+    pub(crate) fn n_units(&self) -> usize {
+        1
+    }
+    pub(crate) fn identity(&self, _unit: usize) -> Result<imp_schemas::shard::Digest, IngestError> {
+        let found = self.read(0)?;
+        let text: String = found.candidates.iter().map(|c| format!("{c:?}")).collect();
+        Ok(imp_schemas::shard::Digest::of(text.as_bytes()))
+    }
+    pub(crate) fn read(&self, _unit: usize) -> Result<Found, IngestError> {
+        read(&self.config, &self.corpus)
+    }
+    pub(crate) fn survey(&self, take: &mut dyn FnMut(&Wording)) -> Result<(), IngestError> {
+        self.read(0)?.candidates.iter().for_each(|c| take(&c.wording));
+        Ok(())
+    }
+}
+
 /// A record that may enter a shard if its medium decodes.
 #[derive(Debug, Clone)]
 pub(crate) struct Candidate {

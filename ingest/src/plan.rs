@@ -1,6 +1,6 @@
 //! Candidates → the order in which records enter shards, with captions, label and split settled.
 //!
-//! In: what a corpus offers. Out: [`Plan`]: rows of each split in an order that depends on keys alone, so that a corpus
+//! In: what a unit offers. Out: [`Plan`]: rows of each split in an order that depends on keys alone, so that a corpus
 //! sorted by class does not lie class by class in its row groups, and a new record moves no other.
 //! Never: reads a medium.
 
@@ -15,7 +15,7 @@ use crate::error::IngestError;
 use crate::text::{Refusal, matches_glob, utf8};
 
 /// The split of a record without any other.
-const DEFAULT_SPLIT: &str = "train";
+pub(crate) const DEFAULT_SPLIT: &str = "train";
 
 /// A record to be: only its medium has not been looked at.
 #[derive(Debug)]
@@ -25,7 +25,7 @@ pub(crate) struct Planned {
     pub(crate) row: u64,
     pub(crate) listed_in: Option<Arc<str>>,
     pub(crate) captions: Vec<String>,
-    /// Index into [`Plan::classes`].
+    /// Index into the corpus's classes.
     pub(crate) label_id: Option<usize>,
     pub(crate) medium: Locator,
 }
@@ -42,12 +42,11 @@ impl Planned {
     }
 }
 
-/// Everything about a corpus that can be known without its media.
+/// Everything about a unit that can be known without its media.
 #[derive(Debug)]
 pub(crate) struct Plan {
     /// By split, `train` first; within a split in the order of its rows.
     pub(crate) splits: Vec<(String, Vec<Planned>)>,
-    pub(crate) classes: Vec<String>,
     pub(crate) rejects: Vec<Reject>,
     pub(crate) n_inputs: u64,
     pub(crate) n_ignored: u64,
@@ -55,27 +54,13 @@ pub(crate) struct Plan {
     pub(crate) spools: Vec<tempfile::NamedTempFile>,
 }
 
-impl Plan {
-    /// Captions of all records, in row order.
-    pub(crate) fn captions(&self) -> impl Iterator<Item = &str> {
-        self.splits.iter().flat_map(|(_, records)| records).flat_map(|r| &r.captions).map(String::as_str)
-    }
-}
-
-/// Settles what every record of `corpus` is.
+/// Settles what every record of a unit of `corpus` is; `label`s are names or indices of `classes`.
 ///
 /// # Errors
-/// The class list cannot be read, or the split of a record is not clear.
-pub(crate) fn plan(config: &IngestConfig, corpus: &CorpusConfig, found: Found) -> Result<Plan, IngestError> {
+/// The split of a record is not clear.
+pub(crate) fn plan(corpus: &CorpusConfig, found: Found, classes: &[String]) -> Result<Plan, IngestError> {
     let Found { candidates, mut rejects, n_ignored, spools } = found;
     let n_inputs = (candidates.len() + rejects.len()) as u64;
-    let classes = match &corpus.class_names {
-        Some(path) => read_classes(config, corpus, path)?,
-        None => {
-            let labels: BTreeSet<&String> = candidates.iter().filter_map(|c| c.wording.label.as_ref()).collect();
-            labels.into_iter().cloned().collect()
-        }
-    };
     let class_ids: HashMap<&str, usize> = classes.iter().enumerate().map(|(id, name)| (name.as_str(), id)).collect();
     let mut by_split: BTreeMap<String, Vec<Planned>> = BTreeMap::new();
     let mut places: HashMap<String, String> = HashMap::new();
@@ -112,16 +97,16 @@ pub(crate) fn plan(config: &IngestConfig, corpus: &CorpusConfig, found: Found) -
     for (_, records) in &mut splits {
         records.sort_by_cached_key(|record| *blake3::hash(record.key.as_bytes()).as_bytes());
     }
-    Ok(Plan { splits, classes, rejects, n_inputs, n_ignored, spools })
+    Ok(Plan { splits, rejects, n_inputs, n_ignored, spools })
 }
 
 /// Sentences about a label: `_` stands for a space in the names of folders.
-fn captions_from(templates: &[String], label: &str) -> Vec<String> {
+pub(crate) fn captions_from(templates: &[String], label: &str) -> Vec<String> {
     let label = label.replace('_', " ");
     templates.iter().map(|template| template.replace("{}", &label)).collect()
 }
 
-fn class_id(label: &str, ids: &HashMap<&str, usize>, n_classes: usize) -> Result<usize, Refusal> {
+pub(crate) fn class_id(label: &str, ids: &HashMap<&str, usize>, n_classes: usize) -> Result<usize, Refusal> {
     let by_index = || label.parse::<usize>().ok().filter(|&id| id < n_classes);
     ids.get(label).copied().or_else(by_index).ok_or_else(|| {
         (
@@ -131,7 +116,11 @@ fn class_id(label: &str, ids: &HashMap<&str, usize>, n_classes: usize) -> Result
     })
 }
 
-fn read_classes(config: &IngestConfig, corpus: &CorpusConfig, path: &str) -> Result<Vec<String>, IngestError> {
+pub(crate) fn read_classes(
+    config: &IngestConfig,
+    corpus: &CorpusConfig,
+    path: &str,
+) -> Result<Vec<String>, IngestError> {
     let full = config.resolve(path);
     let bytes = std::fs::read(&full).map_err(|source| IngestError::Read { path: full, source })?;
     let broken = |found: String, rule: &str| IngestError::Config {

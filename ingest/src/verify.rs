@@ -29,6 +29,10 @@ pub(crate) struct Record {
     pub(crate) digest: Digest,
     /// Of each caption.
     pub(crate) tokens: Vec<Vec<i32>>,
+    /// Perceptual, of a picture.
+    pub(crate) picture_hash: Option<u64>,
+    /// What was done to the medium.
+    pub(crate) normalised: Option<String>,
     pub(crate) media: Vec<u8>,
 }
 
@@ -45,7 +49,9 @@ pub(crate) fn verify(
         Ok((facts, tokens?))
     });
     match words {
-        Ok((facts, tokens)) => Ok(Record { facts, digest: Digest::of(&media), tokens, media }),
+        Ok((facts, tokens)) => {
+            Ok(Record { facts, digest: Digest::of(&media), tokens, picture_hash: None, normalised: None, media })
+        }
         Err(refusal) => Err((refusal, media)),
     }
 }

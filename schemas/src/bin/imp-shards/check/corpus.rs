@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 use arrow::array::AsArray;
 use bytes::Bytes;
 use imp_schemas::manifest::Manifest;
-use imp_schemas::shard::{Digest, rejects_key, tokenizer_key};
+use imp_schemas::shard::{Digest, rejects_key, tokenizer_key, tombstones_key};
 use imp_schemas::store::{Snapshot, Store, StoreError};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
@@ -108,30 +108,37 @@ fn check_tokenizer(store: &Store, manifest: &Manifest, findings: &mut Findings) 
     Ok(())
 }
 
-/// The rejects table has a row for every rejected record, and its reasons add up to the manifest's.
+/// The tables of rejects and tombstones have a row for every record that is not there, and their reasons add up to the
+/// manifest's.
 fn check_rejects(store: &Store, name: &str, manifest: &Manifest, findings: &mut Findings) -> Result<(), ShardsError> {
-    let n_rejected: u64 = manifest.n_rejected.values().sum();
-    let Some(entry) = &manifest.rejects else {
-        if n_rejected > 0 {
-            let found = format!("{n_rejected} records were rejected, but the manifest lists no table of them");
-            findings.push("rejects", format!("{name}/manifests"), found, "ingest the corpus again");
-        }
-        return Ok(());
-    };
-    let key = rejects_key(name, &entry.digest);
     let remedy = "ingest the corpus again; the shards are not affected";
-    let Some(bytes) = digested(store, &key, &entry.digest, remedy, findings)? else { return Ok(()) };
-    let by_reason = match count_reasons(bytes) {
-        Ok(by_reason) => by_reason,
-        Err(error) => {
-            findings.push("rejects", key, chain(&error), remedy);
-            return Ok(());
+    let rejects = manifest.rejects.iter().map(|e| (rejects_key(name, &e.digest), &e.digest, e.n_rows));
+    let hidden = manifest.tombstones.iter().map(|e| (tombstones_key(name, &e.digest), &e.digest, e.n_rows));
+    let mut by_reason: BTreeMap<String, u64> = BTreeMap::new();
+    for (key, digest, n_rows) in rejects.chain(hidden) {
+        let Some(bytes) = digested(store, &key, digest, remedy, findings)? else { return Ok(()) };
+        let counted = match count_reasons(bytes) {
+            Ok(counted) => counted,
+            Err(error) => {
+                findings.push("rejects", key, chain(&error), remedy);
+                return Ok(());
+            }
+        };
+        let found: u64 = counted.values().sum();
+        if found != n_rows {
+            findings.push("rejects", key, format!("it has {found} rows, the manifest says {n_rows}"), remedy);
         }
-    };
+        for (reason, n) in counted {
+            *by_reason.entry(reason).or_insert(0) += n;
+        }
+    }
     let wanted: BTreeMap<String, u64> =
         manifest.n_rejected.iter().map(|(reason, n)| (reason.name().to_owned(), *n)).collect();
-    if by_reason != wanted || by_reason.values().sum::<u64>() != entry.n_rows {
-        findings.push("rejects", key, format!("its reasons are {by_reason:?}, the manifest says {wanted:?}"), remedy);
+    if by_reason != wanted {
+        let found = format!(
+            "the reasons in the tables of rejects and tombstones are {by_reason:?}, the manifest says {wanted:?}"
+        );
+        findings.push("rejects", format!("{name}/manifests"), found, remedy);
     }
     Ok(())
 }
