@@ -2,14 +2,18 @@
 //!
 //! In: a run file. Out: [`IngestConfig`], which states what it guarantees. Never: environment reads, defaults elsewhere.
 
-use std::collections::BTreeMap;
+mod corpus;
+mod limits;
+
 use std::path::{Path, PathBuf};
 
-use imp_schemas::media::MediaLimits;
-use imp_schemas::modality::RecordKind;
 use imp_schemas::run_file::RunFile;
-use serde::de::{MapAccess, Visitor, value::MapAccessDeserializer};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
+
+pub(crate) use corpus::{Column, Columns, CorpusConfig, SplitRule};
+use corpus::{RawCorpus, check_corpus};
+pub(crate) use limits::Limits;
+use limits::check_limits;
 
 use crate::error::IngestError;
 
@@ -34,35 +38,6 @@ struct RawIngest {
     limits: Limits,
     #[serde(default)]
     corpus: Vec<RawCorpus>,
-}
-
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawCorpus {
-    name: String,
-    kind: RecordKind,
-    path: String,
-    #[serde(default)]
-    columns: RawColumns,
-    media_root: Option<String>,
-    class_names: Option<String>,
-    class_folders: Option<bool>,
-    #[serde(default)]
-    tar_in_key: bool,
-    split: Option<SplitRule>,
-    #[serde(default)]
-    caption_from_label: Vec<String>,
-    max_reject_share: Option<f64>,
-    limits: Option<Limits>,
-}
-
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawColumns {
-    path: Option<String>,
-    caption: Option<String>,
-    label: Option<String>,
-    split: Option<String>,
 }
 
 /// Where the tokenizer comes from.
@@ -97,114 +72,6 @@ impl TokenizerSpec {
     pub(crate) fn is_trained(&self) -> bool {
         matches!(self, Self::Train(_))
     }
-}
-
-/// What one record may be; larger is `too_large`, smaller is `too_small`.
-#[derive(Debug, Clone, Copy, PartialEq, Deserialize, Serialize)]
-#[serde(deny_unknown_fields, default)]
-pub(crate) struct Limits {
-    pub(crate) max_media_mib: u64,
-    pub(crate) max_pixels: u64,
-    pub(crate) max_frames: u64,
-    pub(crate) max_samples: u64,
-    /// Pixels of the shorter side.
-    pub(crate) min_side: usize,
-    pub(crate) min_seconds: f64,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        let media = MediaLimits::default();
-        Self {
-            max_media_mib: 256,
-            max_pixels: media.max_pixels,
-            max_frames: media.max_frames,
-            max_samples: media.max_samples,
-            min_side: 1,
-            min_seconds: 0.0,
-        }
-    }
-}
-
-impl Limits {
-    pub(crate) fn max_media_bytes(&self) -> u64 {
-        self.max_media_mib << 20
-    }
-
-    pub(crate) fn media(&self) -> MediaLimits {
-        MediaLimits { max_pixels: self.max_pixels, max_frames: self.max_frames, max_samples: self.max_samples }
-    }
-}
-
-/// Which split a record belongs to.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum SplitRule {
-    Constant(String),
-    /// Split name → glob over the record's source.
-    FromPath(BTreeMap<String, String>),
-    /// Split name → share, drawn by a hash of the key; the rest is `train`.
-    HoldOut(BTreeMap<String, f64>),
-}
-
-impl<'de> Deserialize<'de> for SplitRule {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(rename_all = "snake_case")]
-        enum Rule {
-            FromPath(BTreeMap<String, String>),
-            HoldOut(BTreeMap<String, f64>),
-        }
-        struct Either;
-        impl<'de> Visitor<'de> for Either {
-            type Value = SplitRule;
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("a split's name, { from_path = { … } } or { hold_out = { … } }")
-            }
-            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<SplitRule, E> {
-                Ok(SplitRule::Constant(text.to_owned()))
-            }
-            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<SplitRule, A::Error> {
-                Ok(match Rule::deserialize(MapAccessDeserializer::new(map))? {
-                    Rule::FromPath(globs) => SplitRule::FromPath(globs),
-                    Rule::HoldOut(shares) => SplitRule::HoldOut(shares),
-                })
-            }
-        }
-        deserializer.deserialize_any(Either)
-    }
-}
-
-/// A column's name, and whether the user gave it: one that is asked for by name must be there.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Column {
-    pub(crate) name: String,
-    pub(crate) named: bool,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Columns {
-    pub(crate) path: Column,
-    pub(crate) caption: Column,
-    pub(crate) label: Column,
-    pub(crate) split: Column,
-}
-
-/// One corpus: its name is a folder's name, its shares are shares, its templates hold `{}`.
-#[derive(Debug, Clone)]
-pub(crate) struct CorpusConfig {
-    pub(crate) name: String,
-    pub(crate) kind: RecordKind,
-    pub(crate) path: String,
-    pub(crate) columns: Columns,
-    pub(crate) media_root: Option<String>,
-    pub(crate) class_names: Option<String>,
-    pub(crate) class_folders: Option<bool>,
-    pub(crate) tar_in_key: bool,
-    pub(crate) split: Option<SplitRule>,
-    pub(crate) caption_from_label: Vec<String>,
-    pub(crate) max_reject_share: f64,
-    pub(crate) limits: Limits,
 }
 
 /// What a run of ingest does. Guarantees: at least one corpus, names unique and usable as folders, shares within [0, 1],
@@ -340,91 +207,6 @@ impl TryFrom<RawIngest> for IngestConfig {
             only: Vec::new(),
         })
     }
-}
-
-fn check_corpus(raw: RawCorpus, share: f64, limits: Limits) -> Result<CorpusConfig, IngestError> {
-    let key = |rest: &str| format!("ingest.corpus.{}.{rest}", raw.name);
-    let usable = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_' || c == '.';
-    if raw.name.is_empty() || raw.name.starts_with('.') || !raw.name.chars().all(usable) || raw.name == "tokenizers" {
-        let rule = "must be letters, digits, `-`, `_` or `.`, not begin with `.`, and not be `tokenizers`: it is a folder of the store";
-        return Err(broken("ingest.corpus.name", format!("`{}`", raw.name), rule.to_owned()));
-    }
-    if raw.path.trim().is_empty() {
-        return Err(broken(&key("path"), "blank".to_owned(), "must name a table, tars or a folder".to_owned()));
-    }
-    if let Some(bad) = raw.caption_from_label.iter().find(|t| t.matches("{}").count() != 1) {
-        let rule = "every template must hold `{}` once, where the label goes".to_owned();
-        return Err(broken(&key("caption_from_label"), format!("`{bad}`"), rule));
-    }
-    match &raw.split {
-        Some(SplitRule::Constant(name)) => check_split_name(&key("split"), name)?,
-        Some(SplitRule::FromPath(globs)) if globs.is_empty() => {
-            return Err(broken(&key("split.from_path"), "empty".to_owned(), "must name a glob per split".to_owned()));
-        }
-        Some(SplitRule::FromPath(globs)) => {
-            globs.keys().try_for_each(|name| check_split_name(&key("split.from_path"), name))?;
-        }
-        Some(SplitRule::HoldOut(shares)) => {
-            for (name, &share) in shares {
-                check_split_name(&key("split.hold_out"), name)?;
-                check_share(&key(&format!("split.hold_out.{name}")), share)?;
-            }
-            let sum: f64 = shares.values().sum();
-            if sum > 1.0 {
-                return Err(broken(&key("split.hold_out"), format!("{sum} in sum"), "must be at most 1".to_owned()));
-            }
-        }
-        None => {}
-    }
-    let max_reject_share = match raw.max_reject_share {
-        Some(share) => check_share(&key("max_reject_share"), share)?,
-        None => share,
-    };
-    let limits = raw.limits.unwrap_or(limits);
-    check_limits(&key("limits"), &limits)?;
-    let column = |given: Option<String>, default: &str| match given {
-        Some(name) => Column { name, named: true },
-        None => Column { name: default.to_owned(), named: false },
-    };
-    let columns = Columns {
-        path: column(raw.columns.path, "path"),
-        caption: column(raw.columns.caption, "caption"),
-        label: column(raw.columns.label, "label"),
-        split: column(raw.columns.split, "split"),
-    };
-    Ok(CorpusConfig {
-        name: raw.name,
-        kind: raw.kind,
-        path: raw.path,
-        columns,
-        media_root: raw.media_root,
-        class_names: raw.class_names,
-        class_folders: raw.class_folders,
-        tar_in_key: raw.tar_in_key,
-        split: raw.split,
-        caption_from_label: raw.caption_from_label,
-        max_reject_share,
-        limits,
-    })
-}
-
-fn check_limits(key: &str, limits: &Limits) -> Result<(), IngestError> {
-    within(&format!("{key}.max_media_mib"), limits.max_media_mib, 1, 1024)?;
-    within(&format!("{key}.max_pixels"), limits.max_pixels, 1, u64::MAX)?;
-    within(&format!("{key}.max_frames"), limits.max_frames, 1, u64::MAX)?;
-    within(&format!("{key}.max_samples"), limits.max_samples, 1, u64::MAX)?;
-    if !(limits.min_seconds >= 0.0 && limits.min_seconds.is_finite()) {
-        let rule = "must be a number of seconds, 0 or more".to_owned();
-        return Err(broken(&format!("{key}.min_seconds"), limits.min_seconds.to_string(), rule));
-    }
-    Ok(())
-}
-
-fn check_split_name(key: &str, name: &str) -> Result<(), IngestError> {
-    if name.trim().is_empty() || name.trim() != name {
-        return Err(broken(key, format!("`{name}`"), "must be a split's name without blanks around it".to_owned()));
-    }
-    Ok(())
 }
 
 fn check_share(key: &str, share: f64) -> Result<f64, IngestError> {
