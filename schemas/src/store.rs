@@ -250,8 +250,13 @@ impl Store {
     /// # Errors
     /// The store failed.
     pub fn list(&self, prefix: &str) -> Result<Vec<Listed>, StoreError> {
-        let metas = self.list_metas(prefix)?;
-        Ok(self.sorted(metas.iter()))
+        let mut all = Vec::new();
+        self.visit(prefix, &mut |listed, _| {
+            all.push(listed);
+            true
+        })?;
+        all.sort_by(|a, b| a.key.cmp(&b.key));
+        Ok(all)
     }
 
     /// As [`Store::list`], without objects that were written less than `age` ago: a run that is not done may still want them.
@@ -261,9 +266,27 @@ impl Store {
     pub fn list_older_than(&self, prefix: &str, age: Duration) -> Result<Vec<Listed>, StoreError> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let newest = now.saturating_sub(age).as_millis();
-        let metas = self.list_metas(prefix)?;
-        let is_old = |meta: &&ObjectMeta| u128::try_from(meta.last_modified.timestamp_millis()).unwrap_or(0) <= newest;
-        Ok(self.sorted(metas.iter().filter(is_old)))
+        let mut old = Vec::new();
+        self.visit_metas(prefix, &mut |listed, meta| {
+            if u128::try_from(meta.last_modified.timestamp_millis()).unwrap_or(0) <= newest {
+                old.push(listed);
+            }
+            true
+        })?;
+        old.sort_by(|a, b| a.key.cmp(&b.key));
+        Ok(old)
+    }
+
+    /// Hands every object below `prefix` (a folder) to `take`, with its ETag or else its time of change, as the listing
+    /// comes; for prefixes of any size. S3 lists by rising key, a local folder in no order. Ends when `take` says false.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub fn visit(&self, prefix: &str, take: &mut dyn FnMut(Listed, String) -> bool) -> Result<(), StoreError> {
+        self.visit_metas(prefix, &mut |listed, meta| {
+            let stamp = meta.e_tag.clone().unwrap_or_else(|| meta.last_modified.to_rfc3339());
+            take(listed, stamp)
+        })
     }
 
     /// Removes an object; removing what is not there is no error.
@@ -376,22 +399,21 @@ impl Store {
         Ok(names)
     }
 
-    fn list_metas(&self, prefix: &str) -> Result<Vec<ObjectMeta>, StoreError> {
+    fn visit_metas(&self, prefix: &str, take: &mut dyn FnMut(Listed, &ObjectMeta) -> bool) -> Result<(), StoreError> {
         let path = self.path(prefix);
-        let listed: Result<Vec<_>, _> = self.wait(self.inner.list(Some(&path)).try_collect());
-        listed.map_err(|source| StoreError::List { url: self.url.clone(), prefix: prefix.to_owned(), source })
-    }
-
-    fn sorted<'m>(&self, metas: impl Iterator<Item = &'m ObjectMeta>) -> Vec<Listed> {
         let n_root = self.root.parts().count();
-        let relative = |path: &StorePath| {
-            let parts: Vec<String> = path.parts().skip(n_root).map(|p| p.as_ref().to_owned()).collect();
-            parts.join("/")
+        let visit = async {
+            let mut listed = self.inner.list(Some(&path));
+            while let Some(meta) = listed.try_next().await? {
+                let key: Vec<String> = meta.location.parts().skip(n_root).map(|p| p.as_ref().to_owned()).collect();
+                if !take(Listed { key: key.join("/"), n_bytes: meta.size }, &meta) {
+                    break;
+                }
+            }
+            Ok(())
         };
-        let mut all: Vec<Listed> =
-            metas.map(|meta| Listed { key: relative(&meta.location), n_bytes: meta.size }).collect();
-        all.sort_by(|a, b| a.key.cmp(&b.key));
-        all
+        let failed = |source| StoreError::List { url: self.url.clone(), prefix: prefix.to_owned(), source };
+        self.wait(visit).map_err(failed)
     }
 
     fn put_mode(&self, key: &str, bytes: Bytes, mode: PutMode) -> Result<bool, StoreError> {

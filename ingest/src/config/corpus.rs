@@ -36,6 +36,9 @@ pub(super) struct RawCorpus {
 #[serde(deny_unknown_fields)]
 pub(super) struct RawColumns {
     path: Option<String>,
+    url: Option<String>,
+    media: Option<String>,
+    key: Option<String>,
     caption: Option<String>,
     label: Option<String>,
     split: Option<String>,
@@ -89,7 +92,15 @@ pub(crate) struct Column {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Columns {
+    /// Paths below the media root, or URLs.
     pub(crate) path: Column,
+    /// URLs; used if there is no path column. Found in any case (`URL`) unless it is named.
+    pub(crate) url: Column,
+    /// Media within the table, Parquet only: binary, or Hugging Face's struct of `bytes` and `path`.
+    pub(crate) media: Column,
+    /// Keys of records. A table of paths has none unless it is named: their keys are the paths.
+    pub(crate) key: Column,
+    /// Found as `text` too, in any case, unless it is named.
     pub(crate) caption: Column,
     pub(crate) label: Column,
     pub(crate) split: Column,
@@ -120,7 +131,11 @@ pub(super) fn check_corpus(raw: RawCorpus, share: f64, limits: Limits) -> Result
         return Err(broken("ingest.corpus.name", format!("`{}`", raw.name), rule.to_owned()));
     }
     if raw.path.trim().is_empty() {
-        return Err(broken(&key("path"), "blank".to_owned(), "must name a table, tars or a folder".to_owned()));
+        return Err(broken(
+            &key("path"),
+            "blank".to_owned(),
+            "must name a folder, tars, a table or Parquet files, here or in `s3://`".to_owned(),
+        ));
     }
     if let Some(bad) = raw.caption_from_label.iter().find(|t| t.matches("{}").count() != 1) {
         let rule = "every template must hold `{}` once, where the label goes".to_owned();
@@ -158,6 +173,9 @@ pub(super) fn check_corpus(raw: RawCorpus, share: f64, limits: Limits) -> Result
     };
     let columns = Columns {
         path: column(raw.columns.path, "path"),
+        url: column(raw.columns.url, "url"),
+        media: column(raw.columns.media, raw.kind.medium().name()),
+        key: column(raw.columns.key, "key"),
         caption: column(raw.columns.caption, "caption"),
         label: column(raw.columns.label, "label"),
         split: column(raw.columns.split, "split"),
