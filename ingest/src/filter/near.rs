@@ -234,7 +234,8 @@ mod tests {
 
     /// Records of which many are changed copies of a few.
     fn records() -> impl Strategy<Value = Vec<Sketches>> {
-        let one = (0..4_u64, prop::collection::vec(0..64_u32, 0..14), 0..4_u32, prop::collection::vec(0..64_usize, 0..40));
+        let one =
+            (0..4_u64, prop::collection::vec(0..64_u32, 0..14), 0..4_u32, prop::collection::vec(0..64_usize, 0..40));
         prop::collection::vec((one, any::<bool>(), any::<bool>()), 0..60).prop_map(|all| {
             let record = |((seed, flips, words, places), has_picture, has_captions): (_, bool, bool)| {
                 let (flips, places): (Vec<u32>, Vec<usize>) = (flips, places);

@@ -112,7 +112,8 @@ impl<'a> Film<'a> {
         let rate = f64::from(self.track.timescale);
         let lead_in = (span.lead_in * rate).round() as i64;
         let shown = samples.first().map_or(0, |s| s.pts - s.dts) + lead_in;
-        let mut parts = vec![Part { track: self.track, samples, edits: Edits::Shown { delay: 0.0, media_ticks: shown } }];
+        let mut parts =
+            vec![Part { track: self.track, samples, edits: Edits::Shown { delay: 0.0, media_ticks: shown } }];
         if let Some(sound) = self.sound {
             let rate = f64::from(sound.timescale);
             let time = |s: &Sample| (s.pts - self.sound_start) as f64 / rate;

@@ -8,11 +8,11 @@ use std::mem::MaybeUninit;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use mozjpeg_sys::{
-    JCP_FASTEST, JINT_COMPRESS_PROFILE, boolean, c_int, c_ulong, jpeg_CreateCompress, jpeg_CreateDecompress,
-    JPEG_LIB_VERSION, jpeg_c_set_int_param, jpeg_common_struct, jpeg_compress_struct, jpeg_copy_critical_parameters,
-    jpeg_decompress_struct, jpeg_destination_mgr, jpeg_destroy_compress, jpeg_destroy_decompress, jpeg_error_mgr,
-    jpeg_finish_compress, jpeg_finish_decompress, jpeg_mem_src, jpeg_read_coefficients, jpeg_read_header,
-    jpeg_std_error, jpeg_write_coefficients,
+    JCP_FASTEST, JINT_COMPRESS_PROFILE, JPEG_LIB_VERSION, boolean, c_int, c_ulong, jpeg_CreateCompress,
+    jpeg_CreateDecompress, jpeg_c_set_int_param, jpeg_common_struct, jpeg_compress_struct,
+    jpeg_copy_critical_parameters, jpeg_decompress_struct, jpeg_destination_mgr, jpeg_destroy_compress,
+    jpeg_destroy_decompress, jpeg_error_mgr, jpeg_finish_compress, jpeg_finish_decompress, jpeg_mem_src,
+    jpeg_read_coefficients, jpeg_read_header, jpeg_std_error, jpeg_write_coefficients,
 };
 
 /// libjpeg refused the file; its number for why, -1 for a warning.

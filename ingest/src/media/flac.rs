@@ -29,8 +29,7 @@ pub(super) fn to_flac(waveform: Waveform) -> Result<Vec<u8>, MediaError> {
     let mut integers: Vec<i32> =
         samples.iter().map(|s| (s.clamp(-1.0, 1.0) * f32::from(i16::MAX)).round() as i32).collect();
     integers.resize(integers.len().max(LEAST_SAMPLES), 0);
-    let config =
-        flacenc::config::Encoder::default().into_verified().map_err(|(_, error)| failed(error.to_string()))?;
+    let config = flacenc::config::Encoder::default().into_verified().map_err(|(_, error)| failed(error.to_string()))?;
     let source = flacenc::source::MemSource::from_samples(&integers, 1, 16, RATE as usize);
     let stream = flacenc::encode_with_fixed_block_size(&config, source, config.block_size)
         .map_err(|error| failed(error.to_string()))?;

@@ -41,7 +41,9 @@ impl<'a> Part<'a> {
         let edits = match (start, edit_list(track)) {
             (0, _) => Edits::Kept,
             // A flat file's time begins at 0: what the source starts later is said by an edit.
-            (late, None) if late > 0 => Edits::Shown { delay: late as f64 / f64::from(track.timescale), media_ticks: 0 },
+            (late, None) if late > 0 => {
+                Edits::Shown { delay: late as f64 / f64::from(track.timescale), media_ticks: 0 }
+            }
             _ => return Err(refused("a track that starts away from 0 and has an edit list")),
         };
         Ok(Self { track, samples: &track.samples, edits })
@@ -194,7 +196,8 @@ fn write_moov(
     media_at: u64,
 ) -> Result<(), MediaError> {
     let timescale_at = if movie.mvhd.first() == Some(&1) { 20 } else { 12 };
-    let timescale = movie.mvhd.get(timescale_at..timescale_at + 4).and_then(|b| b.try_into().ok()).map(u32::from_be_bytes);
+    let timescale =
+        movie.mvhd.get(timescale_at..timescale_at + 4).and_then(|b| b.try_into().ok()).map(u32::from_be_bytes);
     let timescale = timescale.filter(|t| *t > 0).ok_or_else(|| refused("the movie's time scale is 0"))?;
     // Ticks of the movie's clock that a track is shown.
     let shown = |part: &Part<'_>| -> u64 {

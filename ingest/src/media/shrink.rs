@@ -37,8 +37,8 @@ pub(crate) fn resized(picture: &Picture, width: usize, height: usize) -> Result<
     let source = ImageRef::new(side(picture.width)?, side(picture.height)?, &picture.rgb, PixelType::U8x3)
         .map_err(|e| failed(&e))?;
     let mut rgb = vec![0; width * height * 3];
-    let mut target = Image::from_slice_u8(side(width)?, side(height)?, &mut rgb, PixelType::U8x3)
-        .map_err(|e| failed(&e))?;
+    let mut target =
+        Image::from_slice_u8(side(width)?, side(height)?, &mut rgb, PixelType::U8x3).map_err(|e| failed(&e))?;
     let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Bilinear)).use_alpha(false);
     Resizer::new().resize(&source, &mut target, &options).map_err(|e| failed(&e))?;
     Ok(Picture { width, height, rgb })
@@ -60,14 +60,8 @@ fn encode(picture: &Picture, rule: &Reencode) -> Result<Vec<u8>, MediaError> {
             let side = |n: usize| u32::try_from(n).map_err(|e| failed(e.to_string()));
             let (width, height) = (side(picture.width)?, side(picture.height)?);
             let encoder = image::codecs::png::PngEncoder::new(&mut out);
-            image::ImageEncoder::write_image(
-                encoder,
-                &picture.rgb,
-                width,
-                height,
-                image::ExtendedColorType::Rgb8,
-            )
-            .map_err(|e| failed(e.to_string()))?;
+            image::ImageEncoder::write_image(encoder, &picture.rgb, width, height, image::ExtendedColorType::Rgb8)
+                .map_err(|e| failed(e.to_string()))?;
         }
     }
     Ok(out)
