@@ -195,6 +195,8 @@ impl IngestConfig {
             "split": corpus.split,
             "caption_from_label": corpus.caption_from_label,
             "limits": corpus.limits,
+            "media": corpus.media,
+            "clean": corpus.clean,
             "shard_bytes": self.shard_bytes,
             "unit_records": self.unit_records,
         })

@@ -53,7 +53,7 @@ pub(crate) fn verify_all(
     let (done_txs, done_rxs): (Vec<_>, Vec<_>) = (0..n_workers).map(|_| bounded(QUEUE)).unzip();
     std::thread::scope(|scope| {
         // Dropped when this closure returns, for whatever cause: closed channels are the order to stop.
-        let done_rxs: Vec<Receiver<Result<Record, Reject>>> = done_rxs;
+        let done_rxs: Vec<Receiver<Result<Vec<Record>, Reject>>> = done_rxs;
         let _closing = CloseOnDrop(&in_flight);
         let in_flight = &in_flight;
         let start = |name: String| Builder::new().name(name);
@@ -71,7 +71,11 @@ pub(crate) fn verify_all(
         }
         for (planned, done_rx) in records.iter().zip(done_rxs.iter().cycle()) {
             let verified = done_rx.recv().map_err(|_| IngestError::ThreadDied { name: "ingest-verify" })?;
-            let taken = take(planned, verified);
+            // A film that is cut gives a record for each clip.
+            let taken = match verified {
+                Ok(records) => records.into_iter().try_for_each(|record| take(planned, Ok(record))),
+                Err(reject) => take(planned, Err(reject)),
+            };
             in_flight.release(planned.medium.len().unwrap_or(0));
             taken?;
         }
@@ -99,7 +103,7 @@ fn verify_some<'a>(
     tokenizer: &CaptionTokenizer,
     mine: impl Iterator<Item = &'a Planned>,
     read_rx: &Receiver<ReadResult>,
-    done_tx: &Sender<Result<Record, Reject>>,
+    done_tx: &Sender<Result<Vec<Record>, Reject>>,
 ) {
     for (planned, read) in mine.zip(read_rx) {
         let verified = match read {
