@@ -18,6 +18,8 @@ mod duplicates;
 mod edit;
 mod error;
 mod estimate;
+#[cfg_attr(not(test), expect(dead_code, reason = "the reading stage takes it up with addresses in listings"))]
+mod fetch;
 mod finish;
 mod gc;
 mod pack;
