@@ -9,6 +9,7 @@ mod limits;
 use std::path::{Path, PathBuf};
 
 use imp_schemas::run_file::RunFile;
+use imp_schemas::store::{Store, StoreError};
 use serde::{Deserialize, Serialize};
 
 pub(crate) use corpus::{Column, Columns, CorpusConfig, SplitRule};
@@ -32,6 +33,8 @@ struct RawIngest {
     tokenizer: TokenizerSpec,
     #[serde(default = "default_shard_mib")]
     shard_mib: u64,
+    #[serde(default = "default_unit_records")]
+    unit_records: u64,
     #[serde(default = "default_share")]
     max_reject_share: f64,
     workers: Option<usize>,
@@ -86,6 +89,8 @@ pub struct IngestConfig {
     pub(crate) root: PathBuf,
     pub(crate) tokenizer: TokenizerSpec,
     pub(crate) shard_bytes: u64,
+    /// Inputs of a unit of work at most, about: a listing is cut into a power of two of them.
+    pub(crate) unit_records: u64,
     pub(crate) workers: usize,
     /// What a worker may hold: media under way, what decoding takes, a row group.
     pub(crate) memory_bytes: u64,
@@ -93,6 +98,8 @@ pub struct IngestConfig {
     pub(crate) corpora: Vec<CorpusConfig>,
     /// Names of the corpora to write; the tokenizer is made from all of them either way.
     pub(crate) only: Vec<String>,
+    /// How corpora in object storage are reached; `None`: as the `AWS_*` variables say.
+    store_options: Option<Vec<(String, String)>>,
 }
 
 impl IngestConfig {
@@ -113,7 +120,7 @@ impl IngestConfig {
         Self::of(&RunFile::read(path)?, path)
     }
 
-    /// With the folder that the corpora's paths are relative to.
+    /// With the folder, or `s3://bucket/prefix`, that the corpora's paths are relative to.
     #[must_use]
     pub fn with_root(mut self, root: &Path) -> Self {
         self.root = root.to_owned();
@@ -124,6 +131,13 @@ impl IngestConfig {
     #[must_use]
     pub fn with_workers(mut self, workers: usize) -> Self {
         self.workers = workers.max(1);
+        self
+    }
+
+    /// With object_store's own options (`aws_endpoint`, …) for corpora in object storage, in place of the `AWS_*` variables.
+    #[must_use]
+    pub fn with_store_options(mut self, options: &[(String, String)]) -> Self {
+        self.store_options = Some(options.to_vec());
         self
     }
 
@@ -152,6 +166,23 @@ impl IngestConfig {
         self.root.join(path)
     }
 
+    /// `path` of the config as a URL, if it or the root is one.
+    pub(crate) fn resolve_url(&self, path: &str) -> Option<String> {
+        if path.contains("://") {
+            return Some(path.to_owned());
+        }
+        let root = self.root.to_str().filter(|root| root.contains("://"))?;
+        Some(format!("{}/{}", root.trim_end_matches('/'), path.trim_start_matches("./")))
+    }
+
+    /// Opens the store at `url`, `s3://bucket/prefix`.
+    pub(crate) fn open_store(&self, url: &str) -> Result<Store, StoreError> {
+        match &self.store_options {
+            Some(options) => Store::open_with(url, options),
+            None => Store::open(url),
+        }
+    }
+
     /// The part of the config that shapes the bytes of `corpus`; nothing in it depends on the machine.
     pub(crate) fn recorded(&self, corpus: &CorpusConfig) -> serde_json::Value {
         let file_name = |path: &String| path.rsplit('/').next().unwrap_or(path).to_owned();
@@ -162,13 +193,18 @@ impl IngestConfig {
             "class_folders": corpus.class_folders,
             "tar_in_key": corpus.tar_in_key,
             "columns": {
-                "path": corpus.columns.path.name, "caption": corpus.columns.caption.name,
-                "label": corpus.columns.label.name, "split": corpus.columns.split.name,
+                "path": corpus.columns.path.name, "url": corpus.columns.url.name,
+                "media": corpus.columns.media.name, "key": corpus.columns.key.name,
+                "caption": corpus.columns.caption.name, "label": corpus.columns.label.name,
+                "split": corpus.columns.split.name,
             },
             "split": corpus.split,
             "caption_from_label": corpus.caption_from_label,
             "limits": corpus.limits,
+            "media": corpus.media,
+            "clean": corpus.clean,
             "shard_bytes": self.shard_bytes,
+            "unit_records": self.unit_records,
         })
     }
 }
@@ -185,6 +221,7 @@ impl TryFrom<RawIngest> for IngestConfig {
             within("ingest.tokenizer.train.vocab_size", train.vocab_size, MIN_VOCAB, 1_000_000)?;
         }
         within("ingest.shard_mib", raw.shard_mib, 1, 4096)?;
+        within("ingest.unit_records", raw.unit_records, 1, 10_000_000)?;
         let share = check_share("ingest.max_reject_share", raw.max_reject_share)?;
         let workers = match raw.workers {
             Some(workers) => within("ingest.workers", workers, 1, 1024)?,
@@ -208,11 +245,13 @@ impl TryFrom<RawIngest> for IngestConfig {
             root: raw.root,
             tokenizer: raw.tokenizer,
             shard_bytes,
+            unit_records: raw.unit_records,
             workers,
             memory_bytes,
             fetch: raw.fetch,
             corpora,
             only: Vec::new(),
+            store_options: None,
         })
     }
 }
@@ -252,6 +291,11 @@ fn default_shard_mib() -> u64 {
     256
 }
 
+/// Words and places of so many records take some 10 MB of memory.
+fn default_unit_records() -> u64 {
+    10_000
+}
+
 fn default_share() -> f64 {
     0.1
 }
@@ -271,6 +315,8 @@ mod tests {
         let cases = [
             ("", "ingest.corpus", "at least one corpus"),
             (&format!("shard_mib = 0\n{CORPUS}"), "ingest.shard_mib", "1 and 4096"),
+            (&format!("unit_records = 0\n{CORPUS}"), "ingest.unit_records", "1 and 10000000"),
+            (&format!("{CORPUS}columns = {{ ulr = \"u\" }}\n"), "ulr", "did you mean `url`?"),
             (&format!("max_reject_share = 1.5\n{CORPUS}"), "1.5", "within 0 and 1"),
             (&format!("tokenizer = {{ train = {{ vocab_size = 100 }} }}\n{CORPUS}"), "vocab_size", "258"),
             (&format!("max_reject_shar = 0.1\n{CORPUS}"), "max_reject_shar", "did you mean `max_reject_share`?"),

@@ -11,7 +11,7 @@ use serde::Serialize;
 use crate::config::{CorpusConfig, IngestConfig};
 use crate::corpus::{Found, Listing};
 use crate::error::IngestError;
-use crate::plan::plan;
+use crate::plan::{Classes, plan};
 use crate::progress::Progress;
 use crate::survey::{CaptionSpool, survey};
 use crate::tokenizer::CaptionTokenizer;
@@ -118,7 +118,7 @@ impl Sample {
         config: &IngestConfig,
         corpus: &CorpusConfig,
         listing: &Listing,
-        classes: &[String],
+        classes: &Classes,
         tokenizer: &CaptionTokenizer,
     ) -> Result<Self, IngestError> {
         let mut sample = Self::default();

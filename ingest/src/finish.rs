@@ -179,7 +179,10 @@ fn subtract(counts: &mut BTreeMap<RejectReason, u64>, reason: RejectReason, n: u
 
 fn no_input(corpus: &CorpusConfig, commits: &[UnitCommit]) -> IngestError {
     let n_ignored: u64 = commits.iter().map(|commit| commit.n_ignored).sum();
-    let detail = format!("`{}` holds no record; {n_ignored} of its files are neither medium nor caption", corpus.path);
+    let detail = format!(
+        "`{}` is empty: it can be read and holds no record; {n_ignored} of its files are neither medium nor caption",
+        corpus.path
+    );
     IngestError::NoRecords { corpus: corpus.name.clone(), detail }
 }
 

@@ -20,8 +20,10 @@ mod error;
 mod estimate;
 #[cfg_attr(not(test), expect(dead_code, reason = "the reading stage takes it up with addresses in listings"))]
 mod fetch;
+mod filter;
 mod finish;
 mod gc;
+mod media;
 mod pack;
 mod pipeline;
 mod plan;
@@ -187,7 +189,7 @@ impl<'a> Job<'a> {
         progress: &mut Progress,
     ) -> Result<(), IngestError> {
         let started = Instant::now();
-        let (config, corpus, classes) = (self.config, self.corpus, &self.surveyed.classes[..]);
+        let (config, corpus, classes) = (self.config, self.corpus, &self.surveyed.classes);
         let work = UnitWork { config, corpus, classes, tokenizer, store };
         let retried = self.retried.as_ref().map(|retried| &retried.digest);
         let n_units = self.listing.n_units();
@@ -235,7 +237,7 @@ impl<'a> Job<'a> {
         Done {
             config: self.config,
             corpus: self.corpus,
-            classes: self.surveyed.classes.clone(),
+            classes: self.surveyed.classes.names().to_vec(),
             tokenizer: tokenizer.entry.clone(),
             commits: self.commits.iter().flatten().cloned().collect(),
             base: self.base.clone(),

@@ -91,8 +91,8 @@ pub(crate) struct Row {
 impl Row {
     pub(crate) fn new(planned: &Planned, classes: &[String], record: Record) -> Self {
         let label = planned.label_id.and_then(|id| Some((i32::try_from(id).ok()?, classes.get(id)?.clone())));
-        let Planned { key, source, captions, .. } = planned;
-        Self { key: key.clone(), source: source.clone(), captions: captions.clone(), label, record }
+        let key = format!("{}{}", planned.key, record.key_suffix);
+        Self { key, source: planned.source.clone(), captions: record.captions.clone(), label, record }
     }
 }
 

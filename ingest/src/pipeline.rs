@@ -19,7 +19,7 @@ use crossbeam::channel::{Receiver, Sender, bounded};
 use imp_schemas::reject::{Reject, RejectReason};
 
 use crate::config::{CorpusConfig, IngestConfig};
-use crate::corpus::Locator;
+use crate::corpus::Place;
 use crate::error::IngestError;
 use crate::plan::Planned;
 use crate::text::Refusal;
@@ -53,7 +53,7 @@ pub(crate) fn verify_all(
     let (done_txs, done_rxs): (Vec<_>, Vec<_>) = (0..n_workers).map(|_| bounded(QUEUE)).unzip();
     std::thread::scope(|scope| {
         // Dropped when this closure returns, for whatever cause: closed channels are the order to stop.
-        let done_rxs: Vec<Receiver<Result<Record, Reject>>> = done_rxs;
+        let done_rxs: Vec<Receiver<Result<Vec<Record>, Reject>>> = done_rxs;
         let _closing = CloseOnDrop(&in_flight);
         let in_flight = &in_flight;
         let start = |name: String| Builder::new().name(name);
@@ -71,8 +71,12 @@ pub(crate) fn verify_all(
         }
         for (planned, done_rx) in records.iter().zip(done_rxs.iter().cycle()) {
             let verified = done_rx.recv().map_err(|_| IngestError::ThreadDied { name: "ingest-verify" })?;
-            let taken = take(planned, verified);
-            in_flight.release(planned.medium.len);
+            // A film that is cut gives a record for each clip.
+            let taken = match verified {
+                Ok(records) => records.into_iter().try_for_each(|record| take(planned, Ok(record))),
+                Err(reject) => take(planned, Err(reject)),
+            };
+            in_flight.release(planned.medium.len().unwrap_or(0));
             taken?;
         }
         Ok(())
@@ -84,7 +88,7 @@ type ReadResult = Result<Vec<u8>, Refusal>;
 fn read_all(corpus: &CorpusConfig, records: &[Planned], in_flight: &InFlight, read_txs: &[Sender<ReadResult>]) {
     let mut files = HashMap::new();
     for (planned, read_tx) in records.iter().zip(read_txs.iter().cycle()) {
-        if !in_flight.acquire(planned.medium.len) {
+        if !in_flight.acquire(planned.medium.len().unwrap_or(0)) {
             return;
         }
         let bytes = read_one(&planned.medium, corpus.limits.max_media_bytes(), &mut files);
@@ -99,7 +103,7 @@ fn verify_some<'a>(
     tokenizer: &CaptionTokenizer,
     mine: impl Iterator<Item = &'a Planned>,
     read_rx: &Receiver<ReadResult>,
-    done_tx: &Sender<Result<Record, Reject>>,
+    done_tx: &Sender<Result<Vec<Record>, Reject>>,
 ) {
     for (planned, read) in mine.zip(read_rx) {
         let verified = match read {
@@ -114,8 +118,11 @@ fn verify_some<'a>(
     }
 }
 
-fn read_one(medium: &Locator, limit: u64, files: &mut HashMap<Arc<Path>, File>) -> ReadResult {
-    let &Locator { offset, len, .. } = medium;
+fn read_one(medium: &Place, limit: u64, files: &mut HashMap<Arc<Path>, File>) -> ReadResult {
+    let (file, offset, len) = match medium {
+        Place::File { file, offset, len } => (file, *offset, *len),
+        Place::Url { url } => return Err((RejectReason::Unreadable, format!("`{url}` is not fetched by this build"))),
+    };
     if len == 0 {
         return Err((RejectReason::EmptyFile, "the file has 0 bytes".to_owned()));
     }
@@ -131,20 +138,18 @@ fn read_one(medium: &Locator, limit: u64, files: &mut HashMap<Arc<Path>, File>) 
     }
     // A range that starts at 0 is mostly a file of its own, which is not read again.
     let mut own;
-    let file = if offset == 0 {
-        own = File::open(&medium.file).map_err(unreadable)?;
+    let opened = if offset == 0 {
+        own = File::open(file).map_err(unreadable)?;
         &mut own
     } else {
-        match files.entry(Arc::clone(&medium.file)) {
+        match files.entry(Arc::clone(file)) {
             std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
-            std::collections::hash_map::Entry::Vacant(entry) => {
-                entry.insert(File::open(&medium.file).map_err(unreadable)?)
-            }
+            std::collections::hash_map::Entry::Vacant(entry) => entry.insert(File::open(file).map_err(unreadable)?),
         }
     };
-    file.seek(SeekFrom::Start(offset)).map_err(unreadable)?;
+    opened.seek(SeekFrom::Start(offset)).map_err(unreadable)?;
     let mut bytes = Vec::with_capacity(usize::try_from(len).unwrap_or(0));
-    file.take(len).read_to_end(&mut bytes).map_err(unreadable)?;
+    opened.take(len).read_to_end(&mut bytes).map_err(unreadable)?;
     if (bytes.len() as u64) < len {
         return Err((RejectReason::Truncated, format!("{} bytes read, {len} were there before", bytes.len())));
     }

@@ -11,13 +11,13 @@ use imp_schemas::store::Snapshot;
 use crate::config::{CorpusConfig, IngestConfig};
 use crate::corpus::Listing;
 use crate::error::IngestError;
-use crate::plan::{captions_from, class_id, read_classes};
+use crate::plan::Classes;
 use crate::text::Wording;
 
 /// What was seen of one corpus.
 #[derive(Debug, Default)]
 pub(crate) struct Surveyed {
-    pub(crate) classes: Vec<String>,
+    pub(crate) classes: Classes,
     /// Records with words; 0 if no pass was needed.
     pub(crate) n_worded: u64,
 }
@@ -69,7 +69,7 @@ pub(crate) fn survey(
     base: Option<&Snapshot>,
     mut captions: Option<&mut CaptionSpool>,
 ) -> Result<Surveyed, IngestError> {
-    let named = corpus.class_names.as_ref().map(|path| read_classes(config, corpus, path)).transpose()?;
+    let named = Classes::given(config, corpus)?;
     if captions.is_none() && named.is_some() {
         return Ok(Surveyed { classes: continued(corpus, base, named, &BTreeMap::new())?, n_worded: 0 });
     }
@@ -92,10 +92,9 @@ pub(crate) fn survey(
     })?;
     let classes = continued(corpus, base, named, &labels)?;
     if let Some(spool) = captions {
-        let ids = classes.iter().enumerate().map(|(id, name)| (name.as_str(), id)).collect();
         for (label, n) in labels {
-            let Ok(id) = class_id(&label, &ids, classes.len()) else { continue };
-            let sentences = captions_from(&corpus.caption_from_label, &classes[id]);
+            let wording = Wording { captions: Vec::new(), label: Some(label) };
+            let Ok((sentences, _)) = classes.settle(corpus, wording) else { continue };
             (0..n).flat_map(|_| &sentences).for_each(|sentence| spool.push(sentence));
         }
     }
@@ -106,20 +105,20 @@ pub(crate) fn survey(
 fn continued(
     corpus: &CorpusConfig,
     base: Option<&Snapshot>,
-    named: Option<Vec<String>>,
+    named: Option<Classes>,
     labels: &BTreeMap<String, u64>,
-) -> Result<Vec<String>, IngestError> {
+) -> Result<Classes, IngestError> {
     let old: &[String] = base.map_or(&[], |base| &base.manifest.classes);
     match named {
-        Some(named) if named.starts_with(old) => Ok(named),
+        Some(named) if named.names().starts_with(old) => Ok(named),
         Some(named) => {
             let key = format!("ingest.corpus.{}.class_names", corpus.name);
             let rule = format!("must begin with the {} classes of the corpus that is added to", old.len());
-            Err(IngestError::Config { key, found: format!("a list of {} classes", named.len()), rule })
+            Err(IngestError::Config { key, found: format!("a list of {} classes", named.names().len()), rule })
         }
         None => {
             let new = labels.keys().filter(|label| !old.contains(label));
-            Ok(old.iter().chain(new).cloned().collect())
+            Ok(Classes::of(old.iter().chain(new).cloned().collect()))
         }
     }
 }

@@ -15,7 +15,7 @@ use crate::config::{CorpusConfig, IngestConfig};
 use crate::corpus::Found;
 use crate::error::IngestError;
 use crate::pack::{OpenShard, Row, ShardHead, StoredShard};
-use crate::plan::{Plan, Planned, plan};
+use crate::plan::{Classes, Plan, Planned, plan};
 use crate::progress::Progress;
 use crate::tokenizer::CaptionTokenizer;
 use crate::{pipeline, publish};
@@ -28,7 +28,7 @@ const ENOUGH_REJECTS: u64 = 1000;
 pub(crate) struct UnitWork<'a> {
     pub(crate) config: &'a IngestConfig,
     pub(crate) corpus: &'a CorpusConfig,
-    pub(crate) classes: &'a [String],
+    pub(crate) classes: &'a Classes,
     pub(crate) tokenizer: &'a CaptionTokenizer,
     pub(crate) store: &'a Store,
 }
@@ -52,7 +52,7 @@ impl UnitWork<'_> {
             "kind": self.corpus.kind.name(),
             "config": self.config.recorded(self.corpus),
             "tokenizer": self.tokenizer.entry.digest,
-            "classes": self.classes,
+            "classes": self.classes.names(),
             "unit": identity,
             "retried": retried,
         });
@@ -105,7 +105,7 @@ impl UnitWork<'_> {
                     open = Some(OpenShard::new(head.clone())?);
                 }
                 match &mut open {
-                    Some(shard) => shard.push(Row::new(planned, classes, record)),
+                    Some(shard) => shard.push(Row::new(planned, classes.names(), record)),
                     None => Ok(()),
                 }
             })?;

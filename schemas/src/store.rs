@@ -65,6 +65,22 @@ const PART_BYTES: usize = 8 << 20;
 /// Parts that are sent at once.
 const PARTS_UNDER_WAY: usize = 2;
 
+/// Answers to one creation that may be lost before it is an error.
+const MAX_LOST: u32 = 5;
+
+/// Whether the request may have been done although its answer never came.
+fn is_lost(error: &object_store::Error) -> bool {
+    use object_store::client::{HttpError, HttpErrorKind};
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<HttpError>() {
+            return matches!(error.kind(), HttpErrorKind::Interrupted | HttpErrorKind::Timeout);
+        }
+        cause = error.source();
+    }
+    false
+}
+
 /// Reads until `buffer` is full or the file ends; gives the number of bytes.
 fn read_full(file: &mut std::fs::File, buffer: &mut [u8]) -> std::io::Result<usize> {
     let mut n = 0;
@@ -238,8 +254,16 @@ impl Store {
     /// # Errors
     /// The store failed.
     pub fn size(&self, key: &str) -> Result<Option<u64>, StoreError> {
+        Ok(self.look(key)?.map(|(listed, _)| listed.n_bytes))
+    }
+
+    /// An object as [`Store::visit`] shows it, `None` if it does not exist.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub fn look(&self, key: &str) -> Result<Option<(Listed, String)>, StoreError> {
         match self.wait(self.inner.head(&self.path(key))) {
-            Ok(meta) => Ok(Some(meta.size)),
+            Ok(meta) => Ok(Some(self.listed(meta))),
             Err(object_store::Error::NotFound { .. }) => Ok(None),
             Err(source) => Err(self.read_error(key, None, source)),
         }
@@ -250,8 +274,13 @@ impl Store {
     /// # Errors
     /// The store failed.
     pub fn list(&self, prefix: &str) -> Result<Vec<Listed>, StoreError> {
-        let metas = self.list_metas(prefix)?;
-        Ok(self.sorted(metas.iter()))
+        let mut all = Vec::new();
+        self.visit(prefix, &mut |listed, _| {
+            all.push(listed);
+            true
+        })?;
+        all.sort_by(|a, b| a.key.cmp(&b.key));
+        Ok(all)
     }
 
     /// As [`Store::list`], without objects that were written less than `age` ago: a run that is not done may still want them.
@@ -261,9 +290,27 @@ impl Store {
     pub fn list_older_than(&self, prefix: &str, age: Duration) -> Result<Vec<Listed>, StoreError> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let newest = now.saturating_sub(age).as_millis();
-        let metas = self.list_metas(prefix)?;
-        let is_old = |meta: &&ObjectMeta| u128::try_from(meta.last_modified.timestamp_millis()).unwrap_or(0) <= newest;
-        Ok(self.sorted(metas.iter().filter(is_old)))
+        let mut old = Vec::new();
+        self.visit_metas(prefix, &mut |listed, meta| {
+            if u128::try_from(meta.last_modified.timestamp_millis()).unwrap_or(0) <= newest {
+                old.push(listed);
+            }
+            true
+        })?;
+        old.sort_by(|a, b| a.key.cmp(&b.key));
+        Ok(old)
+    }
+
+    /// Hands every object below `prefix` (a folder) to `take`, with its ETag or else its time of change, as the listing
+    /// comes; for prefixes of any size. S3 lists by rising key, a local folder in no order. Ends when `take` says false.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub fn visit(&self, prefix: &str, take: &mut dyn FnMut(Listed, String) -> bool) -> Result<(), StoreError> {
+        self.visit_metas(prefix, &mut |listed, meta| {
+            let stamp = meta.e_tag.clone().unwrap_or_else(|| meta.last_modified.to_rfc3339());
+            take(listed, stamp)
+        })
     }
 
     /// Removes an object; removing what is not there is no error.
@@ -376,31 +423,35 @@ impl Store {
         Ok(names)
     }
 
-    fn list_metas(&self, prefix: &str) -> Result<Vec<ObjectMeta>, StoreError> {
+    fn visit_metas(&self, prefix: &str, take: &mut dyn FnMut(Listed, &ObjectMeta) -> bool) -> Result<(), StoreError> {
         let path = self.path(prefix);
-        let listed: Result<Vec<_>, _> = self.wait(self.inner.list(Some(&path)).try_collect());
-        listed.map_err(|source| StoreError::List { url: self.url.clone(), prefix: prefix.to_owned(), source })
-    }
-
-    fn sorted<'m>(&self, metas: impl Iterator<Item = &'m ObjectMeta>) -> Vec<Listed> {
         let n_root = self.root.parts().count();
-        let relative = |path: &StorePath| {
-            let parts: Vec<String> = path.parts().skip(n_root).map(|p| p.as_ref().to_owned()).collect();
-            parts.join("/")
-        };
-        let mut all: Vec<Listed> =
-            metas.map(|meta| Listed { key: relative(&meta.location), n_bytes: meta.size }).collect();
-        all.sort_by(|a, b| a.key.cmp(&b.key));
-        all
+        let failed = |source| StoreError::List { url: self.url.clone(), prefix: prefix.to_owned(), source };
+        let mut listed = self.inner.list(Some(&path));
+        // The listing waits while `take` runs, so that it may use the store itself.
+        while let Some(meta) = self.wait(listed.try_next()).map_err(failed)? {
+            let key: Vec<String> = meta.location.parts().skip(n_root).map(|p| p.as_ref().to_owned()).collect();
+            if !take(Listed { key: key.join("/"), n_bytes: meta.size }, &meta) {
+                break;
+            }
+        }
+        Ok(())
     }
 
     fn put_mode(&self, key: &str, bytes: Bytes, mode: PutMode) -> Result<bool, StoreError> {
         let path = self.path(key);
-        let put = self.inner.put_opts(&path, PutPayload::from_bytes(bytes), PutOptions::from(mode));
-        match self.wait(put) {
-            Ok(_) => Ok(true),
-            Err(object_store::Error::AlreadyExists { .. }) => Ok(false),
-            Err(source) => Err(StoreError::Write { url: self.url.clone(), key: key.to_owned(), source }),
+        // An answer that was lost on its way leaves open whether the object was written. An overwrite is repeated by
+        // object_store; a creation is repeated here, and what then stands there was written by us if it is what we write.
+        let mut n_lost = 0;
+        loop {
+            let payload = PutPayload::from_bytes(bytes.clone());
+            match self.wait(self.inner.put_opts(&path, payload, PutOptions::from(mode.clone()))) {
+                Ok(_) => return Ok(true),
+                Err(object_store::Error::AlreadyExists { .. }) if n_lost > 0 => return Ok(self.get(key)? == bytes),
+                Err(object_store::Error::AlreadyExists { .. }) => return Ok(false),
+                Err(source) if is_lost(&source) && n_lost < MAX_LOST => n_lost += 1,
+                Err(source) => return Err(StoreError::Write { url: self.url.clone(), key: key.to_owned(), source }),
+            }
         }
     }
 

@@ -11,6 +11,8 @@ use serde::{Deserialize, Deserializer, Serialize};
 use super::limits::{Limits, check_limits};
 use super::{broken, check_share};
 use crate::error::IngestError;
+use crate::filter::config::{CleanRules, RawClean};
+use crate::media::config::{Clip, MediaRules, Normalise, RawMediaRules, RawReencode};
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -30,12 +32,23 @@ pub(super) struct RawCorpus {
     caption_from_label: Vec<String>,
     max_reject_share: Option<f64>,
     limits: Option<Limits>,
+    #[serde(default)]
+    normalise: Normalise,
+    reencode: Option<RawReencode>,
+    clip: Option<Clip>,
+    #[serde(default)]
+    flac: bool,
+    #[serde(default)]
+    clean: RawClean,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawColumns {
     path: Option<String>,
+    url: Option<String>,
+    media: Option<String>,
+    key: Option<String>,
     caption: Option<String>,
     label: Option<String>,
     split: Option<String>,
@@ -89,7 +102,15 @@ pub(crate) struct Column {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Columns {
+    /// Paths below the media root, or URLs.
     pub(crate) path: Column,
+    /// URLs; used if there is no path column. Found in any case (`URL`) unless it is named.
+    pub(crate) url: Column,
+    /// Media within the table, Parquet only: binary, or Hugging Face's struct of `bytes` and `path`.
+    pub(crate) media: Column,
+    /// Keys of records. A table of paths has none unless it is named: their keys are the paths.
+    pub(crate) key: Column,
+    /// Found as `text` too, in any case, unless it is named.
     pub(crate) caption: Column,
     pub(crate) label: Column,
     pub(crate) split: Column,
@@ -110,6 +131,8 @@ pub(crate) struct CorpusConfig {
     pub(crate) caption_from_label: Vec<String>,
     pub(crate) max_reject_share: f64,
     pub(crate) limits: Limits,
+    pub(crate) media: MediaRules,
+    pub(crate) clean: CleanRules,
 }
 
 pub(super) fn check_corpus(raw: RawCorpus, share: f64, limits: Limits) -> Result<CorpusConfig, IngestError> {
@@ -120,7 +143,11 @@ pub(super) fn check_corpus(raw: RawCorpus, share: f64, limits: Limits) -> Result
         return Err(broken("ingest.corpus.name", format!("`{}`", raw.name), rule.to_owned()));
     }
     if raw.path.trim().is_empty() {
-        return Err(broken(&key("path"), "blank".to_owned(), "must name a table, tars or a folder".to_owned()));
+        return Err(broken(
+            &key("path"),
+            "blank".to_owned(),
+            "must name a folder, tars, a table or Parquet files, here or in `s3://`".to_owned(),
+        ));
     }
     if let Some(bad) = raw.caption_from_label.iter().find(|t| t.matches("{}").count() != 1) {
         let rule = "every template must hold `{}` once, where the label goes".to_owned();
@@ -152,12 +179,19 @@ pub(super) fn check_corpus(raw: RawCorpus, share: f64, limits: Limits) -> Result
     };
     let limits = raw.limits.unwrap_or(limits);
     check_limits(&key("limits"), &limits)?;
+    let RawCorpus { normalise, reencode, clip, flac, .. } = raw;
+    let media = RawMediaRules { normalise, reencode, clip, flac };
+    let media = MediaRules::check(&format!("ingest.corpus.{}", raw.name), raw.kind, &media)?;
+    let clean = CleanRules::check(&key("clean"), raw.clean)?;
     let column = |given: Option<String>, default: &str| match given {
         Some(name) => Column { name, named: true },
         None => Column { name: default.to_owned(), named: false },
     };
     let columns = Columns {
         path: column(raw.columns.path, "path"),
+        url: column(raw.columns.url, "url"),
+        media: column(raw.columns.media, raw.kind.medium().name()),
+        key: column(raw.columns.key, "key"),
         caption: column(raw.columns.caption, "caption"),
         label: column(raw.columns.label, "label"),
         split: column(raw.columns.split, "split"),
@@ -175,6 +209,8 @@ pub(super) fn check_corpus(raw: RawCorpus, share: f64, limits: Limits) -> Result
         caption_from_label: raw.caption_from_label,
         max_reject_share,
         limits,
+        media,
+        clean,
     })
 }
 
