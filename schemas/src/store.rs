@@ -65,6 +65,22 @@ const PART_BYTES: usize = 8 << 20;
 /// Parts that are sent at once.
 const PARTS_UNDER_WAY: usize = 2;
 
+/// Answers to one creation that may be lost before it is an error.
+const MAX_LOST: u32 = 5;
+
+/// Whether the request may have been done although its answer never came.
+fn is_lost(error: &object_store::Error) -> bool {
+    use object_store::client::{HttpError, HttpErrorKind};
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<HttpError>() {
+            return matches!(error.kind(), HttpErrorKind::Interrupted | HttpErrorKind::Timeout);
+        }
+        cause = error.source();
+    }
+    false
+}
+
 /// An object's ETag, or else its time of change.
 fn stamp_of(meta: &ObjectMeta) -> String {
     meta.e_tag.clone().unwrap_or_else(|| meta.last_modified.to_rfc3339())
@@ -109,16 +125,20 @@ impl Store {
     /// # Errors
     /// The text is no store's address, or the folder cannot be made.
     pub fn open(url: &str) -> Result<Self, StoreError> {
+        Self::open_with(url, &Self::options_of_environment())
+    }
+
+    /// The `AWS_*` variables as options of [`Store::open_with`].
+    pub fn options_of_environment() -> Vec<(String, String)> {
         #[expect(
             clippy::disallowed_methods,
             reason = "credentials belong in no config file; this is the one place that reads them"
         )]
         let variables = std::env::vars();
-        let options: Vec<(String, String)> = variables
+        variables
             .filter(|(name, _)| name.starts_with("AWS_"))
             .map(|(name, value)| (name.to_ascii_lowercase(), value))
-            .collect();
-        Self::open_with(url, &options)
+            .collect()
     }
 
     /// As [`Store::open`], with object_store's own options (`aws_endpoint`, `aws_access_key_id`, …) in place of variables.
@@ -429,11 +449,18 @@ impl Store {
 
     fn put_mode(&self, key: &str, bytes: Bytes, mode: PutMode) -> Result<bool, StoreError> {
         let path = self.path(key);
-        let put = self.inner.put_opts(&path, PutPayload::from_bytes(bytes), PutOptions::from(mode));
-        match self.wait(put) {
-            Ok(_) => Ok(true),
-            Err(object_store::Error::AlreadyExists { .. }) => Ok(false),
-            Err(source) => Err(StoreError::Write { url: self.url.clone(), key: key.to_owned(), source }),
+        // An answer that was lost on its way leaves open whether the object was written. An overwrite is repeated by
+        // object_store; a creation is repeated here, and what then stands there was written by us if it is what we write.
+        let mut n_lost = 0;
+        loop {
+            let payload = PutPayload::from_bytes(bytes.clone());
+            match self.wait(self.inner.put_opts(&path, payload, PutOptions::from(mode.clone()))) {
+                Ok(_) => return Ok(true),
+                Err(object_store::Error::AlreadyExists { .. }) if n_lost > 0 => return Ok(self.get(key)? == bytes),
+                Err(object_store::Error::AlreadyExists { .. }) => return Ok(false),
+                Err(source) if is_lost(&source) && n_lost < MAX_LOST => n_lost += 1,
+                Err(source) => return Err(StoreError::Write { url: self.url.clone(), key: key.to_owned(), source }),
+            }
         }
     }
 
