@@ -35,6 +35,8 @@ struct RawIngest {
     #[serde(default = "default_share")]
     max_reject_share: f64,
     workers: Option<usize>,
+    #[serde(default = "default_memory_mib")]
+    memory_mib: u64,
     #[serde(default)]
     limits: Limits,
     #[serde(default)]
@@ -56,9 +58,22 @@ pub(crate) struct TrainSpec {
     pub(crate) vocab_size: usize,
 }
 
+impl Default for TrainSpec {
+    fn default() -> Self {
+        Self { vocab_size: 1024 }
+    }
+}
+
 impl Default for TokenizerSpec {
     fn default() -> Self {
-        Self::Train(TrainSpec { vocab_size: 1024 })
+        Self::Train(TrainSpec::default())
+    }
+}
+
+impl TokenizerSpec {
+    /// Whether it is made from the captions of the run.
+    pub(crate) fn is_trained(&self) -> bool {
+        matches!(self, Self::Train(_))
     }
 }
 
@@ -72,6 +87,8 @@ pub struct IngestConfig {
     /// Inputs of a unit of work at most, about: a listing is cut into a power of two of them.
     pub(crate) unit_records: u64,
     pub(crate) workers: usize,
+    /// What a worker may hold: media under way, what decoding takes, a row group.
+    pub(crate) memory_bytes: u64,
     pub(crate) corpora: Vec<CorpusConfig>,
     /// Names of the corpora to write; the tokenizer is made from all of them either way.
     pub(crate) only: Vec<String>,
@@ -178,6 +195,8 @@ impl IngestConfig {
             "split": corpus.split,
             "caption_from_label": corpus.caption_from_label,
             "limits": corpus.limits,
+            "media": corpus.media,
+            "clean": corpus.clean,
             "shard_bytes": self.shard_bytes,
             "unit_records": self.unit_records,
         })
@@ -202,6 +221,7 @@ impl TryFrom<RawIngest> for IngestConfig {
             Some(workers) => within("ingest.workers", workers, 1, 1024)?,
             None => std::thread::available_parallelism().map_or(1, usize::from),
         };
+        let memory_mib = within("ingest.memory_mib", raw.memory_mib, 256, 1 << 20)?;
         check_limits("ingest.limits", &raw.limits)?;
         let mut corpora: Vec<CorpusConfig> = Vec::new();
         for corpus in raw.corpus {
@@ -213,12 +233,14 @@ impl TryFrom<RawIngest> for IngestConfig {
             corpora.push(corpus);
         }
         let shard_bytes = raw.shard_mib << 20;
+        let memory_bytes = memory_mib << 20;
         Ok(Self {
             root: raw.root,
             tokenizer: raw.tokenizer,
             shard_bytes,
             unit_records: raw.unit_records,
             workers,
+            memory_bytes,
             corpora,
             only: Vec::new(),
             store_options: None,
@@ -253,6 +275,10 @@ fn default_root() -> PathBuf {
 }
 
 /// 256 MiB: the low end of DATA-PLANE's 256 MiB to 1 GiB, since a shard is held in memory until it is sealed.
+fn default_memory_mib() -> u64 {
+    1024
+}
+
 fn default_shard_mib() -> u64 {
     256
 }

@@ -2,20 +2,25 @@
 //!
 //! In: verified records in row order. Out: the bytes of a Parquet file, its digest and its manifest entry. The layout is that
 //! of a store of media: one row per page for large blobs, so that a random row is one small read; words and numbers
-//! compressed; planning columns before the medium. Never: a timestamp, a machine's name, an unsealed shard's entry.
+//! compressed; planning columns before the medium. Memory holds a row group, the file grows on disk.
+//! Never: a timestamp, a machine's name, an unsealed shard's entry.
 
 mod columns;
+mod file;
 
 use std::collections::BTreeMap;
 
+use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use bytes::Bytes;
+use imp_schemas::histogram::Histogram;
 use imp_schemas::manifest::ShardEntry;
 use imp_schemas::modality::RecordKind;
 use imp_schemas::record::{column, huggingface_features, media_column, record_schema};
-use imp_schemas::reject::{Reject, reject_schema};
+use imp_schemas::reject::Reject;
 use imp_schemas::shard::{Digest, footer, shard_key};
 use imp_schemas::store::{Store, StoreError};
+use imp_schemas::tombstone::{Tombstone, tombstone_batch};
 use imp_schemas::version::Format;
 use parquet::arrow::ArrowWriter;
 use parquet::basic::{Compression, Encoding, ZstdLevel};
@@ -23,6 +28,9 @@ use parquet::errors::ParquetError;
 use parquet::file::metadata::{KeyValue, ParquetMetaData};
 use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterPropertiesBuilder};
 use parquet::schema::types::ColumnPath;
+use tempfile::NamedTempFile;
+
+use self::file::ShardFile;
 
 use crate::error::IngestError;
 use crate::plan::Planned;
@@ -31,6 +39,11 @@ use crate::verify::{Facts, Record};
 /// A row group is closed before its media exceed this.
 const ROW_GROUP_BYTES: u64 = 64 << 20;
 const ROW_GROUP_ROWS: usize = 10_000;
+/// What writing a shard costs beside verifying its records, measured on photographs; for plans only.
+pub(crate) const SHARE_OF_VERIFYING: f64 = 0.05;
+/// Rows are laid out as columns in batches of about this size.
+const BATCH_BYTES: u64 = 4 << 20;
+const BATCH_ROWS: usize = 1024;
 /// Blobs of at least this mean size get a page each; smaller ones share pages of [`SMALL_BLOB_PAGE`]. DATA-PLANE.md 8.3.
 const LARGE_BLOB: u64 = 16 << 10;
 const SMALL_BLOB_PAGE: usize = 64 << 10;
@@ -52,13 +65,18 @@ pub(crate) struct ShardHead {
 pub(crate) struct OpenShard {
     head: ShardHead,
     schema: SchemaRef,
-    writer: ArrowWriter<Vec<u8>>,
+    writer: ArrowWriter<ShardFile>,
+    /// Rows that are not yet in the writer, and the bytes of their media.
     rows: Vec<Row>,
     rows_bytes: u64,
+    /// Of the row group under way, rows of the writer included.
+    group_rows: usize,
+    group_bytes: u64,
     n_rows: u64,
     media_bytes: u64,
     media_digest: blake3::Hasher,
     ranges: BTreeMap<String, [f64; 2]>,
+    histograms: BTreeMap<String, Histogram>,
 }
 
 /// One record as it stands in the columns.
@@ -73,8 +91,8 @@ pub(crate) struct Row {
 impl Row {
     pub(crate) fn new(planned: &Planned, classes: &[String], record: Record) -> Self {
         let label = planned.label_id.and_then(|id| Some((i32::try_from(id).ok()?, classes.get(id)?.clone())));
-        let Planned { key, source, captions, .. } = planned;
-        Self { key: key.clone(), source: source.clone(), captions: captions.clone(), label, record }
+        let key = format!("{}{}", planned.key, record.key_suffix);
+        Self { key, source: planned.source.clone(), captions: record.captions.clone(), label, record }
     }
 }
 
@@ -83,24 +101,24 @@ impl Row {
 pub(crate) struct SealedShard {
     corpus: String,
     entry: ShardEntry,
-    bytes: Bytes,
+    file: NamedTempFile,
+    histograms: BTreeMap<String, Histogram>,
 }
 
-/// The manifest entry of a shard that is in the store; nothing else makes one.
+/// A shard that is in the store; nothing else makes one.
 #[derive(Debug)]
-pub(crate) struct StoredShard(ShardEntry);
-
-impl StoredShard {
-    pub(crate) fn entry(&self) -> &ShardEntry {
-        &self.0
-    }
+pub(crate) struct StoredShard {
+    pub(crate) entry: ShardEntry,
+    /// Of its planning columns.
+    pub(crate) histograms: BTreeMap<String, Histogram>,
 }
 
 impl OpenShard {
     pub(crate) fn new(head: ShardHead) -> Result<Self, IngestError> {
         let schema = record_schema(head.kind);
         let properties = properties(&head);
-        let writer = ArrowWriter::try_new(Vec::new(), schema.clone(), Some(properties))
+        let file = ShardFile::create().map_err(|source| IngestError::Read { path: std::env::temp_dir(), source })?;
+        let writer = ArrowWriter::try_new(file, schema.clone(), Some(properties))
             .map_err(|source| IngestError::Shard { corpus: head.corpus.clone(), source })?;
         Ok(Self {
             head,
@@ -108,27 +126,36 @@ impl OpenShard {
             writer,
             rows: Vec::new(),
             rows_bytes: 0,
+            group_rows: 0,
+            group_bytes: 0,
             n_rows: 0,
             media_bytes: 0,
             media_digest: blake3::Hasher::new(),
             ranges: BTreeMap::new(),
+            histograms: BTreeMap::new(),
         })
     }
 
     pub(crate) fn push(&mut self, row: Row) -> Result<(), IngestError> {
         let n_bytes = row.record.media.len() as u64;
-        if self.rows.len() == ROW_GROUP_ROWS || self.rows_bytes + n_bytes > ROW_GROUP_BYTES {
+        if self.group_rows == ROW_GROUP_ROWS || self.group_bytes + n_bytes > ROW_GROUP_BYTES {
             self.close_row_group()?;
         }
         self.media_digest.update(row.record.digest.0.as_bytes());
         for (name, value) in planning_values(&row.record) {
             let range = self.ranges.entry(name.to_owned()).or_insert([value, value]);
             *range = [range[0].min(value), range[1].max(value)];
+            self.histograms.entry(name.to_owned()).or_default().push(value);
         }
         self.n_rows += 1;
         self.media_bytes += n_bytes;
         self.rows_bytes += n_bytes;
+        self.group_rows += 1;
+        self.group_bytes += n_bytes;
         self.rows.push(row);
+        if self.rows.len() >= BATCH_ROWS || self.rows_bytes >= BATCH_BYTES {
+            self.write_rows()?;
+        }
         Ok(())
     }
 
@@ -147,22 +174,34 @@ impl OpenShard {
         self.writer.append_key_value_metadata(KeyValue::new(footer::MEDIA_DIGEST.to_owned(), media_digest));
         let metadata = self.writer.finish().map_err(failed)?;
         // `finish` has flushed all there is; `into_inner` would refuse a finished writer.
-        let bytes = std::mem::take(self.writer.inner_mut());
+        let written = self
+            .writer
+            .inner_mut()
+            .finish()
+            .map_err(|source| IngestError::Read { path: std::env::temp_dir(), source })?;
         let entry = ShardEntry {
-            digest: Digest::of(&bytes),
+            digest: written.digest,
             split: self.head.split,
             n_rows: self.n_rows,
-            n_bytes: bytes.len() as u64,
-            footer_len: footer_len(&bytes).map_err(failed)?,
+            n_deleted: 0,
+            n_bytes: written.n_bytes,
+            footer_len: footer_len(&written.tail).map_err(failed)?,
             index_offset: index_offset(&metadata).map_err(failed)?,
             n_row_groups: metadata.num_row_groups() as u64,
             media_bytes: self.media_bytes,
             ranges: self.ranges,
         };
-        Ok(SealedShard { corpus, entry, bytes: Bytes::from(bytes) })
+        Ok(SealedShard { corpus, entry, file: written.file, histograms: self.histograms })
     }
 
     fn close_row_group(&mut self) -> Result<(), IngestError> {
+        self.write_rows()?;
+        (self.group_rows, self.group_bytes) = (0, 0);
+        self.writer.flush().map_err(|source| IngestError::Shard { corpus: self.head.corpus.clone(), source })
+    }
+
+    /// Hands the rows to the writer, which holds them as pages until its row group is closed.
+    fn write_rows(&mut self) -> Result<(), IngestError> {
         if self.rows.is_empty() {
             return Ok(());
         }
@@ -171,9 +210,7 @@ impl OpenShard {
         self.rows_bytes = 0;
         let batch = columns::batch(self.head.kind, &self.schema, &self.head.split, rows)
             .map_err(|source| IngestError::Columns { corpus: corpus(), source })?;
-        let failed = |source| IngestError::Shard { corpus: corpus(), source };
-        self.writer.write(&batch).map_err(failed)?;
-        self.writer.flush().map_err(failed)
+        self.writer.write(&batch).map_err(|source| IngestError::Shard { corpus: corpus(), source })
     }
 }
 
@@ -182,9 +219,9 @@ impl SealedShard {
     pub(crate) fn store(self, store: &Store) -> Result<StoredShard, StoreError> {
         let key = shard_key(&self.corpus, &self.entry.digest);
         if store.size(&key)? != Some(self.entry.n_bytes) {
-            store.put_if_absent(&key, self.bytes)?;
+            store.put_file(&key, self.file.path())?;
         }
-        Ok(StoredShard(self.entry))
+        Ok(StoredShard { entry: self.entry, histograms: self.histograms })
     }
 }
 
@@ -193,10 +230,21 @@ pub(crate) fn pack_rejects(corpus: &str, rejects: &[Reject]) -> Result<Bytes, In
     let failed = |source| IngestError::Shard { corpus: corpus.to_owned(), source };
     let batch =
         columns::rejects_batch(rejects).map_err(|source| IngestError::Columns { corpus: corpus.to_owned(), source })?;
+    table_bytes(&batch).map_err(failed)
+}
+
+/// The table of tombstones, in the order given.
+pub(crate) fn pack_tombstones(corpus: &str, tombstones: &[Tombstone]) -> Result<Bytes, IngestError> {
+    let batch =
+        tombstone_batch(tombstones).map_err(|source| IngestError::Columns { corpus: corpus.to_owned(), source })?;
+    table_bytes(&batch).map_err(|source| IngestError::Shard { corpus: corpus.to_owned(), source })
+}
+
+fn table_bytes(batch: &RecordBatch) -> Result<Bytes, ParquetError> {
     let properties = common().set_dictionary_enabled(true).build();
-    let mut writer = ArrowWriter::try_new(Vec::new(), reject_schema(), Some(properties)).map_err(failed)?;
-    writer.write(&batch).map_err(failed)?;
-    Ok(Bytes::from(writer.into_inner().map_err(failed)?))
+    let mut writer = ArrowWriter::try_new(Vec::new(), batch.schema(), Some(properties))?;
+    writer.write(batch)?;
+    Ok(Bytes::from(writer.into_inner()?))
 }
 
 /// What the writer's name says is its version, which is part of what made the bytes; never a time.
@@ -236,7 +284,7 @@ fn properties(head: &ShardHead) -> WriterProperties {
             .set_column_bloom_filter_fpp(id.clone(), 0.01)
             .set_column_bloom_filter_max_ndv(id, ROW_GROUP_ROWS as u64);
     }
-    for few in [column::SPLIT, column::LABEL, column::FORMAT, column::CODEC] {
+    for few in [column::SPLIT, column::LABEL, column::FORMAT, column::CODEC, column::NORMALISED] {
         properties = properties.set_column_dictionary_enabled(path(&[few]), true);
     }
     let pairs = [
@@ -254,7 +302,8 @@ fn properties(head: &ShardHead) -> WriterProperties {
 
 /// Values of the columns that a plan can prune by.
 fn planning_values(record: &Record) -> Vec<(&'static str, f64)> {
-    let mut values = vec![(column::BYTES_LEN, record.media.len() as f64)];
+    let n_tokens = record.tokens.iter().map(Vec::len).max().unwrap_or(0);
+    let mut values = vec![(column::BYTES_LEN, record.media.len() as f64), (column::NUM_TOKENS, n_tokens as f64)];
     match &record.facts {
         Facts::Image(image) => {
             values.extend([(column::WIDTH, image.width as f64), (column::HEIGHT, image.height as f64)]);
@@ -277,9 +326,9 @@ fn planning_values(record: &Record) -> Vec<(&'static str, f64)> {
 }
 
 /// Bytes of Parquet metadata before the length and the magic that end the file.
-fn footer_len(bytes: &[u8]) -> Result<u64, ParquetError> {
-    match bytes.last_chunk::<8>() {
-        Some([a, b, c, d, b'P', b'A', b'R', b'1']) => Ok(u64::from(u32::from_le_bytes([*a, *b, *c, *d]))),
+fn footer_len(tail: &[u8; 8]) -> Result<u64, ParquetError> {
+    match tail {
+        [a, b, c, d, b'P', b'A', b'R', b'1'] => Ok(u64::from(u32::from_le_bytes([*a, *b, *c, *d]))),
         _ => Err(ParquetError::General("the writer left no footer".to_owned())),
     }
 }

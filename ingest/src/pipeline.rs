@@ -18,7 +18,7 @@ use std::thread::Builder;
 use crossbeam::channel::{Receiver, Sender, bounded};
 use imp_schemas::reject::{Reject, RejectReason};
 
-use crate::config::CorpusConfig;
+use crate::config::{CorpusConfig, IngestConfig};
 use crate::corpus::Place;
 use crate::error::IngestError;
 use crate::plan::Planned;
@@ -33,27 +33,27 @@ const QUEUE: usize = 2;
 /// Open tars; a corpus of more reopens them.
 const MAX_OPEN_FILES: usize = 128;
 
-/// Takes one record, or why it is not kept.
-pub(crate) type Take<'a> = dyn FnMut(&Planned, Result<Record, Reject>) -> Result<(), IngestError> + 'a;
+/// Takes what became of one input: a record, one for each clip of a film that is cut, or why it is not kept.
+pub(crate) type Take<'a> = dyn FnMut(&Planned, Result<Vec<Record>, Reject>) -> Result<(), IngestError> + 'a;
 
-/// Verifies `records` on `n_workers` threads and hands them to `take` in order.
+/// Verifies `records` on the threads that `config` allows and hands them to `take` in order.
 ///
 /// # Errors
 /// What `take` returns, and threads that cannot be started.
 pub(crate) fn verify_all(
     corpus: &CorpusConfig,
     tokenizer: &CaptionTokenizer,
-    n_workers: usize,
+    config: &IngestConfig,
     records: &[Planned],
     take: &mut Take<'_>,
 ) -> Result<(), IngestError> {
     let in_flight = InFlight::default();
-    let n_workers = n_workers.min(records.len()).max(1);
+    let n_workers = config.workers.min(records.len()).max(1);
     let (read_txs, read_rxs): (Vec<_>, Vec<_>) = (0..n_workers).map(|_| bounded(QUEUE)).unzip();
     let (done_txs, done_rxs): (Vec<_>, Vec<_>) = (0..n_workers).map(|_| bounded(QUEUE)).unzip();
     std::thread::scope(|scope| {
         // Dropped when this closure returns, for whatever cause: closed channels are the order to stop.
-        let done_rxs: Vec<Receiver<Result<Record, Reject>>> = done_rxs;
+        let done_rxs: Vec<Receiver<Result<Vec<Record>, Reject>>> = done_rxs;
         let _closing = CloseOnDrop(&in_flight);
         let in_flight = &in_flight;
         let start = |name: String| Builder::new().name(name);
@@ -99,7 +99,7 @@ fn verify_some<'a>(
     tokenizer: &CaptionTokenizer,
     mine: impl Iterator<Item = &'a Planned>,
     read_rx: &Receiver<ReadResult>,
-    done_tx: &Sender<Result<Record, Reject>>,
+    done_tx: &Sender<Result<Vec<Record>, Reject>>,
 ) {
     for (planned, read) in mine.zip(read_rx) {
         let verified = match read {

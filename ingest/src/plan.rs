@@ -1,6 +1,7 @@
 //! Candidates → the order in which records enter shards, with captions, label and split settled.
 //!
-//! In: what a unit of a corpus offers, and the corpus's classes. Out: [`Plan`]: rows of each split in an order that depends on keys alone, so that a corpus
+//! In: what a unit of a corpus offers, and the corpus's classes. Out: [`Plan`]: rows of each split in an order that depends on
+//! keys alone, so that a corpus
 //! sorted by class does not lie class by class in its row groups, and a new record moves no other.
 //! Never: reads a medium.
 
@@ -15,7 +16,7 @@ use crate::error::IngestError;
 use crate::text::{Refusal, Wording, matches_glob, utf8};
 
 /// The split of a record without any other.
-const DEFAULT_SPLIT: &str = "train";
+pub(crate) const DEFAULT_SPLIT: &str = "train";
 
 /// A record to be: only its medium has not been looked at.
 #[derive(Debug)]
@@ -71,16 +72,11 @@ impl Classes {
         Ok(names.map(Self::of))
     }
 
-    /// The labels that were found, by name.
-    pub(crate) fn found(labels: BTreeSet<String>) -> Self {
-        Self::of(labels.into_iter().collect())
-    }
-
     pub(crate) fn names(&self) -> &[String] {
         &self.names
     }
 
-    fn of(names: Vec<String>) -> Self {
+    pub(crate) fn of(names: Vec<String>) -> Self {
         let ids = names.iter().cloned().enumerate().map(|(id, name)| (name, id)).collect();
         Self { names, ids }
     }

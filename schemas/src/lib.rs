@@ -11,6 +11,7 @@
 pub mod batch;
 pub mod checkpoint;
 pub mod cursor;
+pub mod histogram;
 pub mod manifest;
 pub mod modality;
 pub mod record;
@@ -21,6 +22,7 @@ pub mod run_file;
 pub mod shard;
 pub mod spectrogram;
 pub mod task;
+pub mod tombstone;
 pub mod version;
 
 #[cfg(feature = "media")]

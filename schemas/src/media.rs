@@ -8,7 +8,7 @@ mod flac;
 mod h264;
 pub mod image;
 mod matroska;
-mod mp4;
+pub mod mp4;
 pub mod video;
 mod wav;
 

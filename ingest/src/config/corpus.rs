@@ -11,6 +11,8 @@ use serde::{Deserialize, Deserializer, Serialize};
 use super::limits::{Limits, check_limits};
 use super::{broken, check_share};
 use crate::error::IngestError;
+use crate::filter::config::{CleanRules, RawClean};
+use crate::media::config::{Clip, MediaRules, Normalise, RawMediaRules, RawReencode};
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -30,6 +32,14 @@ pub(super) struct RawCorpus {
     caption_from_label: Vec<String>,
     max_reject_share: Option<f64>,
     limits: Option<Limits>,
+    #[serde(default)]
+    normalise: Normalise,
+    reencode: Option<RawReencode>,
+    clip: Option<Clip>,
+    #[serde(default)]
+    flac: bool,
+    #[serde(default)]
+    clean: RawClean,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -121,6 +131,8 @@ pub(crate) struct CorpusConfig {
     pub(crate) caption_from_label: Vec<String>,
     pub(crate) max_reject_share: f64,
     pub(crate) limits: Limits,
+    pub(crate) media: MediaRules,
+    pub(crate) clean: CleanRules,
 }
 
 pub(super) fn check_corpus(raw: RawCorpus, share: f64, limits: Limits) -> Result<CorpusConfig, IngestError> {
@@ -167,6 +179,10 @@ pub(super) fn check_corpus(raw: RawCorpus, share: f64, limits: Limits) -> Result
     };
     let limits = raw.limits.unwrap_or(limits);
     check_limits(&key("limits"), &limits)?;
+    let RawCorpus { normalise, reencode, clip, flac, .. } = raw;
+    let media = RawMediaRules { normalise, reencode, clip, flac };
+    let media = MediaRules::check(&format!("ingest.corpus.{}", raw.name), raw.kind, &media)?;
+    let clean = CleanRules::check(&key("clean"), raw.clean)?;
     let column = |given: Option<String>, default: &str| match given {
         Some(name) => Column { name, named: true },
         None => Column { name: default.to_owned(), named: false },
@@ -193,6 +209,8 @@ pub(super) fn check_corpus(raw: RawCorpus, share: f64, limits: Limits) -> Result
         caption_from_label: raw.caption_from_label,
         max_reject_share,
         limits,
+        media,
+        clean,
     })
 }
 

@@ -9,3 +9,4 @@ mod forms;
 mod real_data;
 mod rejects;
 mod shards;
+mod snapshots;

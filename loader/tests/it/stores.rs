@@ -106,10 +106,14 @@ impl<'a> Corpus<'a> {
             tokenizer: TokenizerEntry { digest: Digest::of(self.tokenizer.as_bytes()), vocab_size: 1000 },
             classes: self.classes.iter().map(|c| (*c).to_owned()).collect(),
             shards,
-            rejects: None,
+            rejects: Vec::new(),
+            tombstones: None,
+            runs: Vec::new(),
             n_inputs: n_records,
             n_records,
             n_rejected: BTreeMap::new(),
+            broken_rules: BTreeMap::new(),
+            histograms: BTreeMap::new(),
             config: serde_json::Value::Null,
         };
         assert!(store.put_if_absent(&manifest_key(self.name, version), manifest.to_bytes().unwrap().into()).unwrap());
@@ -131,6 +135,7 @@ impl<'a> Corpus<'a> {
             digest: digest.clone(),
             split: split.to_owned(),
             n_rows: rows.len() as u64,
+            n_deleted: 0,
             n_bytes: bytes.len() as u64,
             footer_len: u64::from(u32::from_le_bytes(tail)),
             index_offset: index_offset as u64,

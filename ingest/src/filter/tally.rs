@@ -1,0 +1,33 @@
+//! How often each rule of cleaning was broken, dry runs included.
+//!
+//! In: findings. Out: counts by rule, in the order of the rules' names. Never: a record or caption counted twice by one rule.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use super::Finding;
+
+/// Counts by rule.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub(crate) struct Tally {
+    counts: BTreeMap<&'static str, u64>,
+}
+
+impl Tally {
+    pub(crate) fn add(&mut self, finding: &Finding) {
+        *self.counts.entry(finding.rule).or_default() += 1;
+    }
+
+    pub(crate) fn merge(&mut self, other: &Self) {
+        for (rule, n) in &other.counts {
+            *self.counts.entry(rule).or_default() += n;
+        }
+    }
+
+    /// Rule and count.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        self.counts.iter().map(|(rule, n)| (*rule, *n))
+    }
+}
