@@ -25,9 +25,9 @@ pub(crate) struct UnitCommit {
     pub(crate) shards: Vec<ShardEntry>,
     pub(crate) rejects: Option<RejectsEntry>,
     pub(crate) n_rejected: BTreeMap<RejectReason, u64>,
-    /// What cleaning rules would have dropped, had they not run dry.
+    /// By rule of cleaning: captions that were taken from kept records, and records that a dry run would have dropped.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub(crate) n_would_drop: BTreeMap<RejectReason, u64>,
+    pub(crate) broken_rules: BTreeMap<String, u64>,
     pub(crate) histograms: BTreeMap<String, Histogram>,
 }
 

@@ -151,7 +151,7 @@ impl Sample {
                 pipeline::verify_all(corpus, tokenizer, config, &records, &mut |planned, verified| {
                     sample.n_tried += 1;
                     sample.tried_bytes += planned.medium.len().unwrap_or(0);
-                    if let Ok(record) = verified {
+                    for record in verified.unwrap_or_default() {
                         sample.n_kept += 1;
                         sample.kept_bytes += record.media.len() as u64;
                         let n_ids: usize = record.tokens.iter().map(Vec::len).sum();

@@ -90,11 +90,16 @@ impl Done<'_> {
             None => Vec::new(),
         };
         let hidden = Hidden::of(&tombstones);
-        let found = duplicates::find(config, corpus, store, &shards, &hidden)?;
-        for tombstone in &found {
+        let found = duplicates::find(corpus, store, &shards, n_old_shards, &hidden)?;
+        for tombstone in &found.tombstones {
             *n_rejected.entry(tombstone.reason).or_insert(0) += 1;
         }
-        tombstones.extend(found);
+        tombstones.extend(found.tombstones);
+        let mut broken_rules = base_manifest.map_or_else(BTreeMap::new, |m| m.broken_rules.clone());
+        let of_units = commits.iter().flat_map(|commit| &commit.broken_rules);
+        for (rule, n) in of_units.chain(&found.broken_rules) {
+            *broken_rules.entry(rule.clone()).or_insert(0) += n;
+        }
         let tombstones = hide(store, &corpus.name, &mut shards, tombstones)?;
         let all_rejected: u64 = n_rejected.values().sum();
         if all_rejected as f64 > corpus.max_reject_share * n_inputs as f64 {
@@ -126,6 +131,7 @@ impl Done<'_> {
             runs,
             n_inputs,
             n_rejected,
+            broken_rules,
             histograms,
             config: config.recorded(corpus),
         })

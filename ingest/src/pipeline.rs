@@ -33,8 +33,8 @@ const QUEUE: usize = 2;
 /// Open tars; a corpus of more reopens them.
 const MAX_OPEN_FILES: usize = 128;
 
-/// Takes one record, or why it is not kept.
-pub(crate) type Take<'a> = dyn FnMut(&Planned, Result<Record, Reject>) -> Result<(), IngestError> + 'a;
+/// Takes what became of one input: a record, one for each clip of a film that is cut, or why it is not kept.
+pub(crate) type Take<'a> = dyn FnMut(&Planned, Result<Vec<Record>, Reject>) -> Result<(), IngestError> + 'a;
 
 /// Verifies `records` on the threads that `config` allows and hands them to `take` in order.
 ///
@@ -71,11 +71,7 @@ pub(crate) fn verify_all(
         }
         for (planned, done_rx) in records.iter().zip(done_rxs.iter().cycle()) {
             let verified = done_rx.recv().map_err(|_| IngestError::ThreadDied { name: "ingest-verify" })?;
-            // A film that is cut gives a record for each clip.
-            let taken = match verified {
-                Ok(records) => records.into_iter().try_for_each(|record| take(planned, Ok(record))),
-                Err(reject) => take(planned, Err(reject)),
-            };
+            let taken = take(planned, verified);
             in_flight.release(planned.medium.len().unwrap_or(0));
             taken?;
         }

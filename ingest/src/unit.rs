@@ -14,6 +14,7 @@ use crate::commit::UnitCommit;
 use crate::config::{CorpusConfig, IngestConfig};
 use crate::corpus::Found;
 use crate::error::IngestError;
+use crate::filter::Tally;
 use crate::pack::{OpenShard, Row, ShardHead, StoredShard};
 use crate::plan::{Classes, Plan, Planned, plan};
 use crate::progress::Progress;
@@ -70,7 +71,8 @@ impl UnitWork<'_> {
         progress: &mut Progress,
     ) -> Result<UnitCommit, IngestError> {
         let Self { config, corpus, classes, tokenizer, store } = *self;
-        let Plan { splits, mut rejects, n_inputs, n_ignored, spools } = plan(corpus, found, classes)?;
+        let Plan { splits, mut rejects, mut n_inputs, n_ignored, spools } = plan(corpus, found, classes)?;
+        let mut broken_rules = Tally::default();
         seen.n_inputs += n_inputs;
         seen.n_rejected += rejects.len() as u64;
         rejects.iter().for_each(|reject| progress.rejected(reject.reason));
@@ -85,8 +87,8 @@ impl UnitWork<'_> {
             };
             let mut open: Option<OpenShard> = None;
             pipeline::verify_all(corpus, tokenizer, config, records, &mut |planned, verified| {
-                let record = match verified {
-                    Ok(record) => record,
+                let records = match verified {
+                    Ok(records) => records,
                     Err(reject) => {
                         progress.rejected(reject.reason);
                         rejects.push(reject);
@@ -94,20 +96,25 @@ impl UnitWork<'_> {
                         return self.stop_early(&mut rejects, *seen);
                     }
                 };
-                let n_bytes = record.media.len() as u64;
-                progress.kept(n_bytes);
-                if open.as_ref().is_some_and(|shard| shard.media_bytes() + n_bytes > config.shard_bytes)
-                    && let Some(full) = open.take()
-                {
-                    shards.push(full.seal()?.store(store)?);
+                // A film that is cut is as many inputs as clips, so that inputs stay records and rejects.
+                n_inputs += (records.len() as u64).saturating_sub(1);
+                for record in records {
+                    record.findings.iter().for_each(|finding| broken_rules.add(finding));
+                    let n_bytes = record.media.len() as u64;
+                    progress.kept(n_bytes);
+                    if open.as_ref().is_some_and(|shard| shard.media_bytes() + n_bytes > config.shard_bytes)
+                        && let Some(full) = open.take()
+                    {
+                        shards.push(full.seal()?.store(store)?);
+                    }
+                    if open.is_none() {
+                        open = Some(OpenShard::new(head.clone())?);
+                    }
+                    if let Some(shard) = &mut open {
+                        shard.push(Row::new(planned, classes.names(), record))?;
+                    }
                 }
-                if open.is_none() {
-                    open = Some(OpenShard::new(head.clone())?);
-                }
-                match &mut open {
-                    Some(shard) => shard.push(Row::new(planned, classes.names(), record)),
-                    None => Ok(()),
-                }
+                Ok(())
             })?;
             if let Some(last) = open {
                 shards.push(last.seal()?.store(store)?);
@@ -123,7 +130,7 @@ impl UnitWork<'_> {
             n_inputs,
             n_ignored,
             n_rejected: count(&rejects),
-            n_would_drop: BTreeMap::new(),
+            broken_rules: broken_rules.iter().map(|(rule, n)| (rule.to_owned(), n)).collect(),
             rejects: publish::store_rejects(store, &corpus.name, &rejects)?,
             shards: shards.into_iter().map(|shard| shard.entry).collect(),
             histograms,

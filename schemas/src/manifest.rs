@@ -104,6 +104,9 @@ pub struct Manifest {
     pub n_records: u64,
     /// By reason, hidden rows included; reasons that did not occur are absent.
     pub n_rejected: BTreeMap<RejectReason, u64>,
+    /// By rule of cleaning: captions that were taken from records, and records that a dry run would have dropped.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub broken_rules: BTreeMap<String, u64>,
     /// How the values of each planning column are spread, over all rows of the shards.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub histograms: BTreeMap<String, Histogram>,

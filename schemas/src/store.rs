@@ -65,6 +65,11 @@ const PART_BYTES: usize = 8 << 20;
 /// Parts that are sent at once.
 const PARTS_UNDER_WAY: usize = 2;
 
+/// An object's ETag, or else its time of change.
+fn stamp_of(meta: &ObjectMeta) -> String {
+    meta.e_tag.clone().unwrap_or_else(|| meta.last_modified.to_rfc3339())
+}
+
 /// Answers to one creation that may be lost before it is an error.
 const MAX_LOST: u32 = 5;
 
@@ -263,7 +268,10 @@ impl Store {
     /// The store failed.
     pub fn look(&self, key: &str) -> Result<Option<(Listed, String)>, StoreError> {
         match self.wait(self.inner.head(&self.path(key))) {
-            Ok(meta) => Ok(Some(self.listed(meta))),
+            Ok(meta) => {
+                let stamp = stamp_of(&meta);
+                Ok(Some((Listed { key: key.to_owned(), n_bytes: meta.size }, stamp)))
+            }
             Err(object_store::Error::NotFound { .. }) => Ok(None),
             Err(source) => Err(self.read_error(key, None, source)),
         }
@@ -307,10 +315,7 @@ impl Store {
     /// # Errors
     /// The store failed.
     pub fn visit(&self, prefix: &str, take: &mut dyn FnMut(Listed, String) -> bool) -> Result<(), StoreError> {
-        self.visit_metas(prefix, &mut |listed, meta| {
-            let stamp = meta.e_tag.clone().unwrap_or_else(|| meta.last_modified.to_rfc3339());
-            take(listed, stamp)
-        })
+        self.visit_metas(prefix, &mut |listed, meta| take(listed, stamp_of(meta)))
     }
 
     /// Removes an object; removing what is not there is no error.

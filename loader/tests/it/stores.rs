@@ -112,6 +112,7 @@ impl<'a> Corpus<'a> {
             n_inputs: n_records,
             n_records,
             n_rejected: BTreeMap::new(),
+            broken_rules: BTreeMap::new(),
             histograms: BTreeMap::new(),
             config: serde_json::Value::Null,
         };
