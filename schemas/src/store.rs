@@ -65,11 +65,6 @@ const PART_BYTES: usize = 8 << 20;
 /// Parts that are sent at once.
 const PARTS_UNDER_WAY: usize = 2;
 
-/// An object's ETag, or else its time of change.
-fn stamp_of(meta: &ObjectMeta) -> String {
-    meta.e_tag.clone().unwrap_or_else(|| meta.last_modified.to_rfc3339())
-}
-
 /// Answers to one creation that may be lost before it is an error.
 const MAX_LOST: u32 = 5;
 
@@ -84,6 +79,11 @@ fn is_lost(error: &object_store::Error) -> bool {
         cause = error.source();
     }
     false
+}
+
+/// An object's ETag, or else its time of change.
+fn stamp_of(meta: &ObjectMeta) -> String {
+    meta.e_tag.clone().unwrap_or_else(|| meta.last_modified.to_rfc3339())
 }
 
 /// Reads until `buffer` is full or the file ends; gives the number of bytes.
@@ -125,16 +125,20 @@ impl Store {
     /// # Errors
     /// The text is no store's address, or the folder cannot be made.
     pub fn open(url: &str) -> Result<Self, StoreError> {
+        Self::open_with(url, &Self::options_of_environment())
+    }
+
+    /// The `AWS_*` variables as options of [`Store::open_with`].
+    pub fn options_of_environment() -> Vec<(String, String)> {
         #[expect(
             clippy::disallowed_methods,
             reason = "credentials belong in no config file; this is the one place that reads them"
         )]
         let variables = std::env::vars();
-        let options: Vec<(String, String)> = variables
+        variables
             .filter(|(name, _)| name.starts_with("AWS_"))
             .map(|(name, value)| (name.to_ascii_lowercase(), value))
-            .collect();
-        Self::open_with(url, &options)
+            .collect()
     }
 
     /// As [`Store::open`], with object_store's own options (`aws_endpoint`, `aws_access_key_id`, …) in place of variables.
