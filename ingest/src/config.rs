@@ -177,10 +177,12 @@ impl IngestConfig {
 
     /// Opens the store at `url`, `s3://bucket/prefix`.
     pub(crate) fn open_store(&self, url: &str) -> Result<Store, StoreError> {
-        match &self.store_options {
-            Some(options) => Store::open_with(url, options),
-            None => Store::open(url),
-        }
+        Store::open_with(url, &self.store_options())
+    }
+
+    /// How object storage is reached: as the caller says, or else as the environment does.
+    pub(crate) fn store_options(&self) -> Vec<(String, String)> {
+        self.store_options.clone().unwrap_or_else(Store::options_of_environment)
     }
 
     /// The part of the config that shapes the bytes of `corpus`; nothing in it depends on the machine.

@@ -16,6 +16,7 @@ use crate::corpus::Found;
 use crate::error::IngestError;
 use crate::filter::Tally;
 use crate::pack::{OpenShard, Row, ShardHead, StoredShard};
+use crate::pipeline::Sources;
 use crate::plan::{Classes, Plan, Planned, plan};
 use crate::progress::Progress;
 use crate::tokenizer::CaptionTokenizer;
@@ -32,6 +33,7 @@ pub(crate) struct UnitWork<'a> {
     pub(crate) classes: &'a Classes,
     pub(crate) tokenizer: &'a CaptionTokenizer,
     pub(crate) store: &'a Store,
+    pub(crate) sources: &'a Sources<'a>,
 }
 
 /// What a run has seen of a corpus so far, for its budget of rejects.
@@ -70,7 +72,7 @@ impl UnitWork<'_> {
         seen: &mut Seen,
         progress: &mut Progress,
     ) -> Result<UnitCommit, IngestError> {
-        let Self { config, corpus, classes, tokenizer, store } = *self;
+        let Self { config, corpus, classes, tokenizer, store, sources } = *self;
         let Plan { splits, mut rejects, mut n_inputs, n_ignored, spools } = plan(corpus, found, classes)?;
         let mut broken_rules = Tally::default();
         seen.n_inputs += n_inputs;
@@ -86,7 +88,7 @@ impl UnitWork<'_> {
                 mean_media_bytes: mean_media_bytes(records),
             };
             let mut open: Option<OpenShard> = None;
-            pipeline::verify_all(corpus, tokenizer, config, records, &mut |planned, verified| {
+            pipeline::verify_all(corpus, tokenizer, sources, records, &mut |planned, verified| {
                 let records = match verified {
                     Ok(records) => records,
                     Err(reject) => {
