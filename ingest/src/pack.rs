@@ -7,6 +7,7 @@
 
 mod columns;
 mod file;
+mod places;
 
 use std::collections::BTreeMap;
 
@@ -15,6 +16,7 @@ use arrow::datatypes::SchemaRef;
 use bytes::Bytes;
 use imp_schemas::histogram::Histogram;
 use imp_schemas::manifest::ShardEntry;
+use imp_schemas::media_index::{MediaPlace, media_index_batch};
 use imp_schemas::modality::RecordKind;
 use imp_schemas::record::{column, huggingface_features, media_column, record_schema};
 use imp_schemas::reject::Reject;
@@ -75,6 +77,8 @@ pub(crate) struct OpenShard {
     n_rows: u64,
     media_bytes: u64,
     media_digest: blake3::Hasher,
+    /// Bytes of each row's medium.
+    media_lens: Vec<u64>,
     ranges: BTreeMap<String, [f64; 2]>,
     histograms: BTreeMap<String, Histogram>,
 }
@@ -103,6 +107,7 @@ pub(crate) struct SealedShard {
     entry: ShardEntry,
     file: NamedTempFile,
     histograms: BTreeMap<String, Histogram>,
+    places: Vec<MediaPlace>,
 }
 
 /// A shard that is in the store; nothing else makes one.
@@ -111,6 +116,8 @@ pub(crate) struct StoredShard {
     pub(crate) entry: ShardEntry,
     /// Of its planning columns.
     pub(crate) histograms: BTreeMap<String, Histogram>,
+    /// Of its media, row by row.
+    pub(crate) places: Vec<MediaPlace>,
 }
 
 impl OpenShard {
@@ -131,6 +138,7 @@ impl OpenShard {
             n_rows: 0,
             media_bytes: 0,
             media_digest: blake3::Hasher::new(),
+            media_lens: Vec::new(),
             ranges: BTreeMap::new(),
             histograms: BTreeMap::new(),
         })
@@ -148,6 +156,7 @@ impl OpenShard {
             self.histograms.entry(name.to_owned()).or_default().push(value);
         }
         self.n_rows += 1;
+        self.media_lens.push(n_bytes);
         self.media_bytes += n_bytes;
         self.rows_bytes += n_bytes;
         self.group_rows += 1;
@@ -191,7 +200,8 @@ impl OpenShard {
             media_bytes: self.media_bytes,
             ranges: self.ranges,
         };
-        Ok(SealedShard { corpus, entry, file: written.file, histograms: self.histograms })
+        let places = places::of(self.head.kind, written.file.as_file(), &self.media_lens).map_err(failed)?;
+        Ok(SealedShard { corpus, entry, file: written.file, histograms: self.histograms, places })
     }
 
     fn close_row_group(&mut self) -> Result<(), IngestError> {
@@ -221,7 +231,7 @@ impl SealedShard {
         if store.size(&key)? != Some(self.entry.n_bytes) {
             store.put_file(&key, self.file.path())?;
         }
-        Ok(StoredShard { entry: self.entry, histograms: self.histograms })
+        Ok(StoredShard { entry: self.entry, histograms: self.histograms, places: self.places })
     }
 }
 
@@ -238,6 +248,18 @@ pub(crate) fn pack_tombstones(corpus: &str, tombstones: &[Tombstone]) -> Result<
     let batch =
         tombstone_batch(tombstones).map_err(|source| IngestError::Columns { corpus: corpus.to_owned(), source })?;
     table_bytes(&batch).map_err(|source| IngestError::Shard { corpus: corpus.to_owned(), source })
+}
+
+/// The index of the media of a snapshot.
+pub(crate) fn pack_media_index(corpus: &str, places: &[MediaPlace]) -> Result<Bytes, IngestError> {
+    let batch =
+        media_index_batch(places).map_err(|source| IngestError::Columns { corpus: corpus.to_owned(), source })?;
+    let failed = |source| IngestError::Shard { corpus: corpus.to_owned(), source };
+    // Offsets rise: their differences are about as long as the media.
+    let properties = common().set_dictionary_enabled(false).set_encoding(Encoding::DELTA_BINARY_PACKED).build();
+    let mut writer = ArrowWriter::try_new(Vec::new(), batch.schema(), Some(properties)).map_err(failed)?;
+    writer.write(&batch).map_err(failed)?;
+    Ok(Bytes::from(writer.into_inner().map_err(failed)?))
 }
 
 fn table_bytes(batch: &RecordBatch) -> Result<Bytes, ParquetError> {
