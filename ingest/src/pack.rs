@@ -8,7 +8,8 @@
 mod columns;
 mod file;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
@@ -118,7 +119,11 @@ impl OpenShard {
         let schema = record_schema(head.kind);
         let properties = properties(&head);
         let file = ShardFile::create().map_err(|source| IngestError::Read { path: std::env::temp_dir(), source })?;
-        let writer = ArrowWriter::try_new(file, schema.clone(), Some(properties))
+        // Readers that find an Arrow schema in the footer take its metadata and no other pair: pyarrow does, so Hugging Face
+        // `datasets` shows a picture as one only by what stands here.
+        let features = HashMap::from([(footer::HUGGINGFACE.to_owned(), huggingface_features(head.kind))]);
+        let described = Arc::new(schema.as_ref().clone().with_metadata(features));
+        let writer = ArrowWriter::try_new(file, described, Some(properties))
             .map_err(|source| IngestError::Shard { corpus: head.corpus.clone(), source })?;
         Ok(Self {
             head,

@@ -99,7 +99,8 @@ fn with_hash(batch: &RecordBatch) -> RecordBatch {
 
 /// The batch with media that are declared to be there always, which Hugging Face shows as a raw dict.
 fn with_media_not_null(batch: &RecordBatch) -> RecordBatch {
-    let fields = batch.schema().fields().iter().map(|f| {
+    let schema = batch.schema();
+    let fields = schema.fields().iter().map(|f| {
         let is_medium = f.name() == "image";
         if is_medium { Arc::new(f.as_ref().clone().with_nullable(false)) } else { f.clone() }
     });
