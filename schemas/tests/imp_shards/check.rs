@@ -59,6 +59,7 @@ fn each_kind_of_damage_to_rows_is_found_and_named() {
         (Plan { caption: " ", ..Plan::default() }, "caption"),
         (Plan { digest_of_row_1: Some("0000"), ..Plan::default() }, "media_digest"),
         (Plan { footer_split: "test", ..Plan::default() }, "footer"),
+        (Plan { names_features: false, ..Plan::default() }, "footer"),
         (Plan { footer_version: "2.0".to_owned(), ..Plan::default() }, "version"),
         (Plan { footer_version: "one".to_owned(), ..Plan::default() }, "version"),
         (Plan { footer_version: "1.0".to_owned(), ..Plan::default() }, "version"),
