@@ -15,7 +15,7 @@ use crate::config::{CorpusConfig, IngestConfig};
 use crate::corpus::Found;
 use crate::error::IngestError;
 use crate::filter::Tally;
-use crate::pack::{OpenShard, Row, ShardHead, StoredShard};
+use crate::pack::{OpenShard, PROGRAM, Row, ShardHead, StoredShard};
 use crate::pipeline::Sources;
 use crate::plan::{Classes, Plan, Planned, plan};
 use crate::progress::Progress;
@@ -86,6 +86,7 @@ impl UnitWork<'_> {
                 split: split.clone(),
                 tokenizer: tokenizer.entry.digest.clone(),
                 mean_media_bytes: mean_media_bytes(records),
+                program: PROGRAM,
             };
             let mut open: Option<OpenShard> = None;
             pipeline::verify_all(corpus, tokenizer, sources, records, &mut |planned, verified| {

@@ -31,4 +31,6 @@ pub mod media;
 #[cfg(feature = "store")]
 pub mod shard_reader;
 #[cfg(feature = "store")]
+pub mod shard_writer;
+#[cfg(feature = "store")]
 pub mod store;

@@ -19,6 +19,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use crate::ShardsError;
 use crate::finding::Findings;
 
+pub(crate) use numbers::Numbers;
+
 /// How many media to decode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Probe {

@@ -6,16 +6,21 @@
 
 use std::fs::File;
 
-use imp_schemas::media_index::MediaPlace;
-use imp_schemas::modality::RecordKind;
-use imp_schemas::record::{column, media_column};
 use parquet::errors::ParquetError;
 use parquet::file::metadata::{PageIndexPolicy, ParquetMetaDataReader};
+
+use crate::media_index::MediaPlace;
+use crate::modality::RecordKind;
+use crate::record::{column, media_column};
 
 /// Bytes of length before each value of a page.
 const LENGTH: u64 = 4;
 
-pub(super) fn of(kind: RecordKind, file: &File, lens: &[u64]) -> Result<Vec<MediaPlace>, ParquetError> {
+/// Places of the media of `file`, whose rows have media of `lens` bytes, in row order.
+///
+/// # Errors
+/// The file is not a shard of [`super::ShardWriter`], or has other rows.
+pub fn media_places(kind: RecordKind, file: &File, lens: &[u64]) -> Result<Vec<MediaPlace>, ParquetError> {
     let odd = |what: &str| ParquetError::General(format!("the finished shard {what}"));
     let metadata =
         ParquetMetaDataReader::new().with_page_index_policy(PageIndexPolicy::Required).parse_and_finish(file)?;
