@@ -93,8 +93,8 @@ fn caught<T>(decode: impl FnOnce() -> Result<T, MediaError>) -> Result<T, MediaE
 fn or_system<T>(here: Result<T, MediaError>, there: impl FnOnce() -> Result<T, MediaError>) -> Result<T, MediaError> {
     let Err(MediaError::UnknownFormat { .. } | MediaError::UnsupportedCodec { .. }) = &here else { return here };
     match there() {
-        // The first decoder's message says what the file begins with.
-        Err(MediaError::UnknownFormat { .. }) => here,
+        // The first decoder's message says more: what the file begins with, or which codec it found.
+        Err(MediaError::UnknownFormat { .. } | MediaError::UnsupportedCodec { .. }) => here,
         there => there,
     }
 }

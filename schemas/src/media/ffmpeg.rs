@@ -218,3 +218,36 @@ fn is_whole(bytes: &[u8]) -> Result<(), MediaError> {
         _ => Ok(()),
     }
 }
+
+#[cfg(all(test, feature = "real-data"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_are_those_of_ffmpeg_to_the_bit_and_at_its_times() {
+        let shared = std::env::var_os("IMP_SHARED").expect("set IMP_SHARED to the folder with golden/ and data/");
+        let data = std::path::Path::new(&shared).join("data");
+        let text = std::fs::read(data.join("ref/video/frames.json")).unwrap();
+        let json: serde_json::Value = serde_json::from_slice(&text).unwrap();
+        let clips = json["clips"].as_array().unwrap();
+        assert_eq!(clips.len(), 12);
+        for clip in clips {
+            let path = clip["path"].as_str().unwrap();
+            let bytes = std::fs::read(data.join(path)).unwrap();
+            let mut track = Track::open(&bytes, Kind::Video, &MediaLimits::default()).unwrap();
+            let tick = track.input.facts(track.stream_idx).seconds_per_tick;
+            let mut frames: Vec<(f64, String)> = Vec::new();
+            let mut take = |frame: &Frame| {
+                frames.push((frame.pts().unwrap() as f64 * tick, frame.md5().unwrap()));
+                Ok(ControlFlow::Continue(()))
+            };
+            track.decode(&mut |_| Ok(()), &mut take).unwrap_or_else(|e| panic!("{path}: {e}"));
+            assert_eq!(frames.len(), clip["frames"].as_u64().unwrap() as usize, "{path}");
+            for (i, (pts, md5)) in frames.iter().enumerate() {
+                // The reference is written with six digits.
+                assert!((pts - clip["pts"][i].as_f64().unwrap()).abs() < 1e-5, "{path}, frame {i}: {pts}");
+                assert_eq!(md5, clip["frame_md5"][i].as_str().unwrap(), "{path}, frame {i}");
+            }
+        }
+    }
+}

@@ -466,6 +466,23 @@ impl Frame {
         self.scaled()
     }
 
+    /// MD5 of an 8-bit 4:2:0 frame's planes, without what stands between rows: ffmpeg's `framemd5`.
+    #[cfg(all(test, feature = "real-data"))]
+    pub(super) fn md5(&self) -> Option<String> {
+        let (width, height) = self.size();
+        let mut raw = Vec::with_capacity(width * height * 3 / 2);
+        for (i, [width, height]) in [[width, height], [width.div_ceil(2), height.div_ceil(2)]].into_iter().enumerate() {
+            for plane in if i == 0 { 0..1 } else { 1..3 } {
+                let (bytes, stride) = self.plane(plane, width, height)?;
+                bytes.chunks(stride).for_each(|row| raw.extend(&row[..width]));
+            }
+        }
+        let mut sum = [0_u8; 16];
+        // SAFETY: writes 16 bytes, reads as many as are there.
+        unsafe { ffi::av_md5_sum(sum.as_mut_ptr(), raw.as_ptr(), raw.len()) };
+        Some(sum.iter().map(|b| format!("{b:02x}")).collect())
+    }
+
     /// Any other format, by swscale with the same matrix; what is transparent becomes white.
     fn scaled(&self) -> Result<Picture, MediaError> {
         let (width, height) = self.size();
