@@ -40,7 +40,8 @@ const BATCH_ROWS: usize = 1024;
 pub(crate) struct OpenShard {
     head: ShardHead,
     schema: SchemaRef,
-    writer: ShardWriter,
+    /// Made with the first rows: how its pages are cut depends on what they weigh.
+    writer: Option<ShardWriter>,
     /// Rows that are not yet in the writer, and the bytes of their media.
     rows: Vec<Row>,
     rows_bytes: u64,
@@ -94,14 +95,12 @@ pub(crate) struct StoredShard {
 }
 
 impl OpenShard {
-    pub(crate) fn new(head: ShardHead) -> Result<Self, IngestError> {
+    pub(crate) fn new(head: ShardHead) -> Self {
         let schema = record_schema(head.kind);
-        let failed = |source| IngestError::Shard { corpus: head.corpus.clone(), source };
-        let writer = ShardWriter::create(&head).map_err(failed)?;
-        Ok(Self {
+        Self {
             head,
             schema,
-            writer,
+            writer: None,
             rows: Vec::new(),
             rows_bytes: 0,
             group_rows: 0,
@@ -112,7 +111,7 @@ impl OpenShard {
             media_lens: Vec::new(),
             ranges: BTreeMap::new(),
             histograms: BTreeMap::new(),
-        })
+        }
     }
 
     pub(crate) fn push(&mut self, row: Row) -> Result<(), IngestError> {
@@ -149,7 +148,11 @@ impl OpenShard {
         self.close_row_group()?;
         let corpus = self.head.corpus.clone();
         let failed = |source| IngestError::Shard { corpus: corpus.clone(), source };
-        let written = self.writer.seal(self.n_rows, &self.media_digest).map_err(failed)?;
+        let writer = match self.writer.take() {
+            Some(writer) => writer,
+            None => ShardWriter::create(&self.head).map_err(failed)?,
+        };
+        let written = writer.seal(self.n_rows, &self.media_digest).map_err(failed)?;
         let places = media_places(self.head.kind, written.file.as_file(), &self.media_lens).map_err(failed)?;
         let entry = ShardEntry {
             digest: written.digest,
@@ -169,7 +172,8 @@ impl OpenShard {
     fn close_row_group(&mut self) -> Result<(), IngestError> {
         self.write_rows()?;
         (self.group_rows, self.group_bytes) = (0, 0);
-        self.writer.close_row_group().map_err(|source| IngestError::Shard { corpus: self.head.corpus.clone(), source })
+        let Some(writer) = &mut self.writer else { return Ok(()) };
+        writer.close_row_group().map_err(|source| IngestError::Shard { corpus: self.head.corpus.clone(), source })
     }
 
     /// Hands the rows to the writer, which holds them as pages until its row group is closed.
@@ -177,12 +181,19 @@ impl OpenShard {
         if self.rows.is_empty() {
             return Ok(());
         }
-        let corpus = || self.head.corpus.clone();
+        let corpus = self.head.corpus.clone();
+        let corpus = || corpus.clone();
         let rows = std::mem::take(&mut self.rows);
+        if self.writer.is_none() {
+            self.head.mean_media_bytes = self.rows_bytes / rows.len() as u64;
+            let made = ShardWriter::create(&self.head);
+            self.writer = Some(made.map_err(|source| IngestError::Shard { corpus: corpus(), source })?);
+        }
         self.rows_bytes = 0;
         let batch = columns::batch(self.head.kind, &self.schema, &self.head.split, rows)
             .map_err(|source| IngestError::Columns { corpus: corpus(), source })?;
-        self.writer.write(&batch).map_err(|source| IngestError::Shard { corpus: corpus(), source })
+        let Some(writer) = &mut self.writer else { return Ok(()) };
+        writer.write(&batch).map_err(|source| IngestError::Shard { corpus: corpus(), source })
     }
 }
 

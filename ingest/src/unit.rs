@@ -17,7 +17,7 @@ use crate::error::IngestError;
 use crate::filter::Tally;
 use crate::pack::{OpenShard, PROGRAM, Row, ShardHead, StoredShard};
 use crate::pipeline::Sources;
-use crate::plan::{Classes, Plan, Planned, plan};
+use crate::plan::{Classes, Plan, plan};
 use crate::progress::Progress;
 use crate::tokenizer::CaptionTokenizer;
 use crate::{pipeline, publish};
@@ -85,7 +85,7 @@ impl UnitWork<'_> {
                 kind: corpus.kind,
                 split: split.clone(),
                 tokenizer: tokenizer.entry.digest.clone(),
-                mean_media_bytes: mean_media_bytes(records),
+                mean_media_bytes: 0,
                 program: PROGRAM,
             };
             let mut open: Option<OpenShard> = None;
@@ -111,7 +111,7 @@ impl UnitWork<'_> {
                         shards.push(full.seal()?.store(store)?);
                     }
                     if open.is_none() {
-                        open = Some(OpenShard::new(head.clone())?);
+                        open = Some(OpenShard::new(head.clone()));
                     }
                     if let Some(shard) = &mut open {
                         shard.push(Row::new(planned, classes.names(), record))?;
@@ -203,10 +203,4 @@ pub(crate) fn count(rejects: &[Reject]) -> BTreeMap<RejectReason, u64> {
 /// By place, so that the same rejects give the same table.
 fn sort(rejects: &mut [Reject]) {
     rejects.sort_by(|a, b| (&a.source, a.row, &a.key, a.reason).cmp(&(&b.source, b.row, &b.key, b.reason)));
-}
-
-/// Of the media whose size is known before they are read.
-fn mean_media_bytes(records: &[Planned]) -> u64 {
-    let sizes: Vec<u64> = records.iter().filter_map(|record| record.medium.len()).collect();
-    sizes.iter().sum::<u64>() / (sizes.len() as u64).max(1)
 }

@@ -16,11 +16,11 @@ use crate::finding::Findings;
 /// Bytes of a row group, uncompressed; one row may weigh more.
 const MAX_GROUP_BYTES: i64 = 128 << 20;
 const MAX_GROUP_ROWS: i64 = 10_000;
-/// Blobs of this mean size have a page each. Packing decides by 16 KiB over what was planned; what was rejected or re-encoded
-/// since then may have moved the mean a little.
+/// Blobs of this mean size have a page each. Packing decides by 16 KiB over the first few megabytes of a shard; those that
+/// come later may move the mean a little.
 const LARGE_BLOB: i64 = 20 << 10;
-/// A page of several small blobs.
-const MAX_SHARED_PAGE: i64 = 128 << 10;
+/// A page of several small blobs: it is closed once it holds 64 KiB, and what came last may be large. DATA-PLANE.md 8.3.
+const MAX_SHARED_PAGE: i64 = 256 << 10;
 const REPACK: &str = "ingest the corpus again: imp-ingest lays shards out so";
 /// Columns that shards before 1.1 do not have.
 const SINCE_1_1: [&str; 3] = [column::NUM_TOKENS, column::NORMALISED, column::PHASH];
