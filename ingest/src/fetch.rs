@@ -14,7 +14,7 @@ mod bucket;
 mod gate;
 mod http;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use imp_schemas::reject::RejectReason;
 use tokio::runtime::Runtime;
@@ -41,7 +41,8 @@ pub(crate) struct Fetcher {
 pub(crate) struct Pending {
     seat: Seat,
     done: oneshot::Receiver<Result<Vec<u8>, Refusal>>,
-    task: AbortHandle,
+    /// None if the fetcher was stopped before.
+    task: Option<AbortHandle>,
 }
 
 /// What every task needs; it holds no thread, so that a task's end never stops the runtime from within.
@@ -52,15 +53,26 @@ struct Shared {
     buckets: bucket::Buckets,
 }
 
-/// The runtime. A look-up of a name cannot be called off, and nobody wants to wait for one at the end.
+/// The runtime, until it is stopped.
 #[derive(Debug)]
-struct Threads(Option<Runtime>);
+struct Threads(Mutex<Option<Runtime>>);
+
+impl Threads {
+    fn lock(&self) -> MutexGuard<'_, Option<Runtime>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A look-up of a name cannot be called off, and nobody wants to wait for one at the end.
+    fn stop(&self) {
+        if let Some(runtime) = self.lock().take() {
+            runtime.shutdown_background();
+        }
+    }
+}
 
 impl Drop for Threads {
     fn drop(&mut self) {
-        if let Some(runtime) = self.0.take() {
-            runtime.shutdown_background();
-        }
+        self.stop();
     }
 }
 
@@ -89,7 +101,7 @@ impl Fetcher {
             http: http::Http::new(config)?,
             buckets: bucket::Buckets::new(config, store_options),
         };
-        Ok(Self { shared: Arc::new(shared), threads: Arc::new(Threads(Some(runtime))) })
+        Ok(Self { shared: Arc::new(shared), threads: Arc::new(Threads(Mutex::new(Some(runtime)))) })
     }
 
     /// Starts getting `url`, of which at most `max_bytes` are wanted; returns at once. Those asked for earlier go first.
@@ -108,10 +120,7 @@ impl Fetcher {
             // Nobody may want it any more: then its seat is gone, and what it held is free.
             let _ = give.send(got);
         };
-        let task = match &self.threads.0 {
-            Some(runtime) => runtime.spawn(task).abort_handle(),
-            None => unreachable!("the runtime is taken when the last clone is dropped, and this is one"),
-        };
+        let task = self.threads.lock().as_ref().map(|runtime| runtime.spawn(task).abort_handle());
         Pending { seat, done, task }
     }
 
@@ -133,6 +142,11 @@ impl Fetcher {
             under_way.pop_front().map(Pending::wait)
         })
     }
+
+    /// Gives up all that is under way: whoever waits is told at once, and so is whoever asks later.
+    pub(crate) fn stop(&self) {
+        self.threads.stop();
+    }
 }
 
 impl Pending {
@@ -148,7 +162,9 @@ impl Pending {
 
 impl Drop for Pending {
     fn drop(&mut self) {
-        self.task.abort();
+        if let Some(task) = &self.task {
+            task.abort();
+        }
     }
 }
 

@@ -12,12 +12,14 @@ use arrow::datatypes::SchemaRef;
 use bytes::Bytes;
 use imp_schemas::histogram::Histogram;
 use imp_schemas::manifest::ShardEntry;
-use imp_schemas::modality::RecordKind;
+use imp_schemas::media_index::MediaPlace;
 use imp_schemas::record::{column, record_schema};
 use imp_schemas::reject::Reject;
 use imp_schemas::shard::shard_key;
 pub(crate) use imp_schemas::shard_writer::ShardHead;
-use imp_schemas::shard_writer::{ROW_GROUP_BYTES, ROW_GROUP_ROWS, ShardWriter, table_bytes};
+use imp_schemas::shard_writer::{
+    ROW_GROUP_BYTES, ROW_GROUP_ROWS, ShardWriter, media_index_bytes, media_places, table_bytes,
+};
 use imp_schemas::store::{Store, StoreError};
 use imp_schemas::tombstone::{Tombstone, tombstone_batch};
 use tempfile::NamedTempFile;
@@ -33,6 +35,7 @@ pub(crate) const SHARE_OF_VERIFYING: f64 = 0.05;
 /// Rows are laid out as columns in batches of about this size.
 const BATCH_BYTES: u64 = 4 << 20;
 const BATCH_ROWS: usize = 1024;
+
 /// A shard that still takes records; it has no digest yet.
 pub(crate) struct OpenShard {
     head: ShardHead,
@@ -47,6 +50,8 @@ pub(crate) struct OpenShard {
     n_rows: u64,
     media_bytes: u64,
     media_digest: blake3::Hasher,
+    /// Bytes of each row's medium.
+    media_lens: Vec<u64>,
     ranges: BTreeMap<String, [f64; 2]>,
     histograms: BTreeMap<String, Histogram>,
 }
@@ -75,6 +80,7 @@ pub(crate) struct SealedShard {
     entry: ShardEntry,
     file: NamedTempFile,
     histograms: BTreeMap<String, Histogram>,
+    places: Vec<MediaPlace>,
 }
 
 /// A shard that is in the store; nothing else makes one.
@@ -83,6 +89,8 @@ pub(crate) struct StoredShard {
     pub(crate) entry: ShardEntry,
     /// Of its planning columns.
     pub(crate) histograms: BTreeMap<String, Histogram>,
+    /// Of its media, row by row.
+    pub(crate) places: Vec<MediaPlace>,
 }
 
 impl OpenShard {
@@ -101,6 +109,7 @@ impl OpenShard {
             n_rows: 0,
             media_bytes: 0,
             media_digest: blake3::Hasher::new(),
+            media_lens: Vec::new(),
             ranges: BTreeMap::new(),
             histograms: BTreeMap::new(),
         })
@@ -118,6 +127,7 @@ impl OpenShard {
             self.histograms.entry(name.to_owned()).or_default().push(value);
         }
         self.n_rows += 1;
+        self.media_lens.push(n_bytes);
         self.media_bytes += n_bytes;
         self.rows_bytes += n_bytes;
         self.group_rows += 1;
@@ -140,6 +150,7 @@ impl OpenShard {
         let corpus = self.head.corpus.clone();
         let failed = |source| IngestError::Shard { corpus: corpus.clone(), source };
         let written = self.writer.seal(self.n_rows, &self.media_digest).map_err(failed)?;
+        let places = media_places(self.head.kind, written.file.as_file(), &self.media_lens).map_err(failed)?;
         let entry = ShardEntry {
             digest: written.digest,
             split: self.head.split,
@@ -152,7 +163,7 @@ impl OpenShard {
             media_bytes: self.media_bytes,
             ranges: self.ranges,
         };
-        Ok(SealedShard { corpus, entry, file: written.file, histograms: self.histograms })
+        Ok(SealedShard { corpus, entry, file: written.file, histograms: self.histograms, places })
     }
 
     fn close_row_group(&mut self) -> Result<(), IngestError> {
@@ -182,7 +193,7 @@ impl SealedShard {
         if store.size(&key)? != Some(self.entry.n_bytes) {
             store.put_file(&key, self.file.path())?;
         }
-        Ok(StoredShard { entry: self.entry, histograms: self.histograms })
+        Ok(StoredShard { entry: self.entry, histograms: self.histograms, places: self.places })
     }
 }
 
@@ -199,6 +210,11 @@ pub(crate) fn pack_tombstones(corpus: &str, tombstones: &[Tombstone]) -> Result<
     let batch =
         tombstone_batch(tombstones).map_err(|source| IngestError::Columns { corpus: corpus.to_owned(), source })?;
     table_bytes(PROGRAM, &batch).map_err(|source| IngestError::Shard { corpus: corpus.to_owned(), source })
+}
+
+/// The index of the media of a snapshot.
+pub(crate) fn pack_media_index(corpus: &str, places: &[MediaPlace]) -> Result<Bytes, IngestError> {
+    media_index_bytes(PROGRAM, places).map_err(|source| IngestError::Shard { corpus: corpus.to_owned(), source })
 }
 
 /// Values of the columns that a plan can prune by.

@@ -105,6 +105,9 @@ pub(crate) fn verify_all(
                 done_rx.recv().map_err(|_| IngestError::ThreadDied { name: "ingest-verify" })?;
             let taken = take(planned, verified);
             in_flight.release(n_held);
+            if let (Err(_), Some(fetcher)) = (&taken, fetcher) {
+                fetcher.stop(); // The run is over: its reader waits for no host.
+            }
             taken?;
         }
         Ok(())

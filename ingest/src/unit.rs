@@ -135,6 +135,7 @@ impl UnitWork<'_> {
             n_rejected: count(&rejects),
             broken_rules: broken_rules.iter().map(|(rule, n)| (rule.to_owned(), n)).collect(),
             rejects: publish::store_rejects(store, &corpus.name, &rejects)?,
+            places: shards.iter_mut().map(|shard| std::mem::take(&mut shard.places)).collect(),
             shards: shards.into_iter().map(|shard| shard.entry).collect(),
             histograms,
         })

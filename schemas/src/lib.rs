@@ -13,6 +13,7 @@ pub mod checkpoint;
 pub mod cursor;
 pub mod histogram;
 pub mod manifest;
+pub mod media_index;
 pub mod modality;
 pub mod record;
 pub mod reject;

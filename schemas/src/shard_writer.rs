@@ -6,6 +6,8 @@
 //! Never: a timestamp, a machine's name, the file read again.
 //! Source: DATA-PLANE.md 8.3 and 8.8.
 
+mod places;
+
 use std::collections::HashMap;
 use std::io::{BufWriter, Write};
 use std::sync::Arc;
@@ -20,6 +22,8 @@ use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterPrope
 use parquet::schema::types::ColumnPath;
 use tempfile::NamedTempFile;
 
+pub use self::places::media_places;
+use crate::media_index::{MediaPlace, media_index_batch};
 use crate::modality::RecordKind;
 use crate::record::{column, huggingface_features, media_column, record_schema};
 use crate::shard::{Digest, footer};
@@ -126,6 +130,19 @@ pub fn table_bytes(program: &str, batch: &RecordBatch) -> Result<Bytes, ParquetE
     let properties = common(program).set_dictionary_enabled(true).build();
     let mut writer = ArrowWriter::try_new(Vec::new(), batch.schema(), Some(properties))?;
     writer.write(batch)?;
+    Ok(Bytes::from(writer.into_inner()?))
+}
+
+/// The index of a snapshot's media as the bytes of a Parquet file.
+///
+/// # Errors
+/// The places cannot be written as Parquet.
+pub fn media_index_bytes(program: &str, places: &[MediaPlace]) -> Result<Bytes, ParquetError> {
+    let batch = media_index_batch(places)?;
+    // Offsets rise: their differences are about as long as the media.
+    let properties = common(program).set_dictionary_enabled(false).set_encoding(Encoding::DELTA_BINARY_PACKED).build();
+    let mut writer = ArrowWriter::try_new(Vec::new(), batch.schema(), Some(properties))?;
+    writer.write(&batch)?;
     Ok(Bytes::from(writer.into_inner()?))
 }
 

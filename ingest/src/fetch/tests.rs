@@ -258,6 +258,22 @@ fn what_is_given_up_frees_its_place() {
 }
 
 #[test]
+fn a_fetcher_that_is_stopped_holds_nobody_up() {
+    let world = World::new();
+    world.server.set("silent.jpg", Fault::Silent { times: u64::MAX });
+    let fetcher = fetcher(&FetchConfig { idle_timeout_s: 60.0, timeout_s: 60.0, ..config() });
+    let silent = fetcher.fetch(&world.server.url("silent.jpg").into(), MAX);
+    let started = Instant::now();
+    std::thread::scope(|scope| {
+        scope.spawn(|| assert!(silent.wait().is_err()));
+        std::thread::sleep(Duration::from_millis(50));
+        fetcher.stop();
+    });
+    assert!(fetcher.fetch(&world.server.url("silent.jpg").into(), MAX).wait().is_err());
+    assert!(started.elapsed() < Duration::from_secs(5));
+}
+
+#[test]
 fn an_object_of_a_bucket_is_a_medium_too() {
     let server = S3Server::start().unwrap();
     let store = imp_schemas::store::Store::open_with(&server.url("media"), &server.options()).unwrap();

@@ -5,6 +5,7 @@
 mod corpus;
 mod decode;
 mod layout;
+mod media_index;
 mod numbers;
 mod objects;
 mod shard;
