@@ -190,6 +190,10 @@ pub(super) fn check_corpus(raw: RawCorpus, share: f64, limits: Limits) -> Result
     let media = RawMediaRules { normalise, reencode, clip, flac };
     let media = MediaRules::check(&format!("ingest.corpus.{}", raw.name), raw.kind, &media)?;
     let clean = CleanRules::check(&key("clean"), raw.clean)?;
+    if media.clip.is_some() && clean.wants_caption_sketch() {
+        let rule = "must be left out: the clips of a film share its captions".to_owned();
+        return Err(broken(&key("clean.near.caption_jaccard"), "given together with `clip`".to_owned(), rule));
+    }
     let column = |given: Option<String>, default: &str| match given {
         Some(name) => Column { name, named: true },
         None => Column { name: default.to_owned(), named: false },

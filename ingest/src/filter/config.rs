@@ -134,3 +134,36 @@ impl CleanRules {
         self.near.as_ref().is_some_and(|near| near.caption_jaccard.is_some())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(text: &str) -> Result<CleanRules, String> {
+        let raw: RawClean = toml::from_str(text).map_err(|e| e.to_string())?;
+        CleanRules::check("ingest.corpus.a.clean", raw).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn a_rule_that_holds_nothing_is_named() {
+        let cases = [
+            ("max_aspect = 0.5", "max_aspect", "1 or more"),
+            ("max_seconds = 0.0", "max_seconds", "above 0"),
+            ("caption = { max_words = 0 }", "caption.max_words", "at least 1"),
+            ("caption = { min_chars = 9, max_chars = 8 }", "caption.max_chars", "`min_chars`"),
+            ("caption = { deny = [\" \"] }", "caption.deny", "not blank"),
+            ("near = { against = [] }", "near", "`picture_bits`"),
+            ("near = { picture_bits = 12 }", "near.picture_bits", "0 and 11"),
+            ("near = { caption_jaccard = 0.4 }", "near.caption_jaccard", "0.5 and 1"),
+            ("duplicates = \"dorp\"", "dorp", "drop"),
+            ("max_aspct = 3.0", "max_aspct", "max_aspect"),
+        ];
+        for (text, found, rule) in cases {
+            let message = check(text).unwrap_err();
+            assert!(message.contains(found) && message.contains(rule), "{text}\n→ {message}");
+        }
+        assert_eq!(check(""), Ok(CleanRules::default()));
+        let rules = check("dry = true\nnear = { picture_bits = 6, against = [\"b\"] }").unwrap();
+        assert!(rules.dry && rules.wants_picture_hash() && !rules.wants_caption_sketch());
+    }
+}

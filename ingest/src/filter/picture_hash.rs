@@ -18,6 +18,9 @@ const KEPT: usize = 8;
 
 /// The hash; `None` for a picture without pixels.
 pub(crate) fn picture_hash(picture: &Picture) -> Option<u64> {
+    if picture.rgb.is_empty() {
+        return None;
+    }
     let small = resized(picture, SIDE, SIDE).ok()?;
     // BT.601 brightness, as JPEG has it.
     let luma: Vec<f32> = small
@@ -53,20 +56,12 @@ fn lowest_frequencies(luma: &[f32]) -> [f32; KEPT * KEPT] {
 mod tests {
     use super::*;
 
-    /// Smooth blobs, another picture for every seed.
+    /// Smooth blobs of every size, another picture for every seed.
     fn blobs(seed: u32, width: usize, height: usize) -> Picture {
-        let wave = |x: f32, y: f32, k: u32| {
-            let turn = (seed * 7 + k * 13) as f32;
-            ((x * (1.0 + (seed + k) as f32 % 5.0) + y * (2.0 + k as f32) + turn).sin() + 1.0) * 127.0
-        };
-        let mut rgb = Vec::with_capacity(width * height * 3);
-        for y in 0..height {
-            for x in 0..width {
-                let (fx, fy) = (x as f32 / width as f32 * 6.0, y as f32 / height as f32 * 6.0);
-                rgb.extend((0..3).map(|k| wave(fx, fy, k) as u8));
-            }
-        }
-        Picture { width, height, rgb }
+        let mut noise = blake3::Hasher::new_keyed(&[seed as u8; 32]).finalize_xof();
+        let mut rgb = vec![0; 12 * 12 * 3];
+        noise.fill(&mut rgb);
+        resized(&Picture { width: 12, height: 12, rgb }, width, height).unwrap()
     }
 
     #[test]

@@ -31,3 +31,23 @@ impl Tally {
         self.counts.iter().map(|(rule, n)| (*rule, *n))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use imp_schemas::reject::RejectReason;
+
+    use super::*;
+
+    #[test]
+    fn tallies_of_two_threads_add_up_whatever_their_order() {
+        let finding = |rule| Finding { rule, reason: RejectReason::CaptionRule, detail: String::new() };
+        let (mut a, mut b) = (Tally::default(), Tally::default());
+        ["caption.deny", "max_aspect", "caption.deny"].map(finding).iter().for_each(|f| a.add(f));
+        b.add(&finding("caption.deny"));
+        let mut other = b.clone();
+        other.merge(&a);
+        a.merge(&b);
+        assert_eq!(a, other);
+        assert_eq!(a.iter().collect::<Vec<_>>(), [("caption.deny", 3), ("max_aspect", 1)]);
+    }
+}

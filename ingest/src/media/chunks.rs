@@ -16,7 +16,6 @@ pub(super) fn strip_png(bytes: &[u8], orientation: u8) -> Option<Vec<u8>> {
     let mut out = bytes.get(..PNG_SIGNATURE)?.to_vec();
     let mut exif = exif::orientation_only(orientation);
     let mut at = PNG_SIGNATURE;
-    let mut drops = false;
     loop {
         let length = u32::from_be_bytes(bytes.get(at..at + 4)?.try_into().ok()?) as usize;
         let kind: &[u8; 4] = bytes.get(at + 4..at + 8)?.try_into().ok()?;
@@ -31,15 +30,13 @@ pub(super) fn strip_png(bytes: &[u8], orientation: u8) -> Option<Vec<u8>> {
         let is_critical = kind[0].is_ascii_uppercase();
         if is_critical || PNG_KEPT.contains(&kind) || kind == PNG_FRAME_DATA {
             out.extend_from_slice(chunk);
-        } else {
-            drops = true;
         }
         at = end;
         if kind == b"IEND" {
             break;
         }
     }
-    (drops || at < bytes.len()).then_some(out)
+    (out != bytes).then_some(out)
 }
 
 fn push_png_chunk(out: &mut Vec<u8>, kind: &[u8; 4], body: &[u8]) {
@@ -62,7 +59,6 @@ pub(super) fn strip_webp(bytes: &[u8], orientation: u8) -> Option<Vec<u8>> {
     let claimed = u32::from_le_bytes(bytes.get(4..8)?.try_into().ok()?) as usize;
     let file = bytes.get(..claimed.checked_add(8)?)?;
     let mut out = b"RIFF\0\0\0\0WEBP".to_vec();
-    let mut drops = file.len() < bytes.len();
     let mut flags_at = None;
     let mut at = 12;
     while at + 8 <= file.len() {
@@ -76,8 +72,6 @@ pub(super) fn strip_webp(bytes: &[u8], orientation: u8) -> Option<Vec<u8>> {
             flags_at = if kind == b"VP8X" { Some(out.len() + 8) } else { flags_at };
             out.extend_from_slice(chunk);
             out.resize(out.len() + length % 2, 0);
-        } else {
-            drops = true;
         }
         at = padded;
     }
@@ -94,5 +88,5 @@ pub(super) fn strip_webp(bytes: &[u8], orientation: u8) -> Option<Vec<u8>> {
     }
     let n_bytes = u32::try_from(out.len() - 8).ok()?;
     out[4..8].copy_from_slice(&n_bytes.to_le_bytes());
-    drops.then_some(out)
+    (out != bytes).then_some(out)
 }

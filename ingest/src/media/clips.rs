@@ -103,7 +103,15 @@ impl<'a> Film<'a> {
         // Times of frames are multiples of a tick, those of windows are not.
         let slack = self.frame_seconds / 2.0;
         let &(first, key_time) = self.keys.iter().rev().find(|(_, time)| *time <= start + slack)?;
-        let last = (first..self.times.len()).rev().find(|&i| self.times[i] + slack < stop)?;
+        let mut last = (first..self.times.len()).rev().find(|&i| self.times[i] + slack < stop)?;
+        // Frames that are decoded to decode others may be shown after the window; then so is what lies between.
+        loop {
+            let latest = self.times[first..=last].iter().copied().fold(f64::MIN, f64::max);
+            match (last + 1..self.times.len()).rev().find(|&i| self.times[i] < latest) {
+                Some(further) => last = further,
+                None => break,
+            }
+        }
         Some(Span { first, end: last + 1, start: key_time, stop, lead_in: (start - key_time).max(0.0) })
     }
 

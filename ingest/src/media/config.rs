@@ -169,3 +169,54 @@ impl Reencode {
 fn broken(key: String, found: String, rule: String) -> IngestError {
     IngestError::Config { key, found, rule }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Table {
+        #[serde(default)]
+        normalise: Normalise,
+        reencode: Option<RawReencode>,
+        clip: Option<Clip>,
+        #[serde(default)]
+        flac: bool,
+    }
+
+    fn check(kind: RecordKind, text: &str) -> Result<MediaRules, String> {
+        let Table { normalise, reencode, clip, flac } = toml::from_str(text).map_err(|e| e.to_string())?;
+        let raw = RawMediaRules { normalise, reencode, clip, flac };
+        MediaRules::check("ingest.corpus.a", kind, &raw).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn a_rule_that_does_not_suit_is_named() {
+        use RecordKind::{AudioText, ImageText, VideoText};
+        let cases = [
+            (VideoText, "reencode = { shorter_side = 256 }", "`ingest.corpus.a.reencode`", "image-text"),
+            (ImageText, "clip = { seconds = 2.0, stride_seconds = 2.0 }", "`ingest.corpus.a.clip`", "video-text"),
+            (ImageText, "flac = true", "`ingest.corpus.a.flac`", "audio-text"),
+            (ImageText, "reencode = { quality = 90 }", "neither", "one of `shorter_side`"),
+            (ImageText, "reencode = { shorter_side = 9, longest_side = 9 }", "both", "one of `shorter_side`"),
+            (ImageText, "reencode = { shorter_side = 0 }", "shorter_side", "1 and 65535"),
+            (ImageText, "reencode = { longest_side = 9, quality = 0 }", "quality", "1 and 100"),
+            (ImageText, "reencode = { longest_side = 9, format = \"gif\" }", "gif", "jpeg"),
+            (ImageText, "normalise = { jpeg = \"baselin\" }", "baselin", "baseline"),
+            (VideoText, "clip = { seconds = 0.0, stride_seconds = 2.0 }", "clip.seconds", "above 0"),
+            (VideoText, "clip = { seconds = 2.0, stride_seconds = inf }", "clip.stride_seconds", "above 0"),
+        ];
+        for (kind, text, found, rule) in cases {
+            let message = check(kind, text).unwrap_err();
+            assert!(message.contains(found) && message.contains(rule), "{text}\n→ {message}");
+        }
+        assert_eq!(check(AudioText, ""), Ok(MediaRules::default()));
+        assert!(check(AudioText, "flac = true").is_ok_and(|rules| rules.flac));
+        let rules =
+            check(ImageText, "reencode = { longest_side = 512 }\nnormalise = { metadata = \"strip\" }").unwrap();
+        let reencode = rules.reencode.unwrap();
+        assert_eq!((reencode.side, reencode.only_if_larger, reencode.quality), (Side::Longest(512), true, 95));
+        assert_eq!(rules.normalise.metadata, MetadataRule::Strip);
+    }
+}

@@ -54,7 +54,7 @@ pub(super) fn normalise(
         }
         None => source.copy_picture(bytes, &mut out),
     }
-    Some((out, done))
+    (out != bytes).then_some((out, done))
 }
 
 /// One segment with its marker.
