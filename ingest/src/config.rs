@@ -202,6 +202,7 @@ impl IngestConfig {
             },
             "split": corpus.split,
             "caption_from_label": corpus.caption_from_label,
+            "caption_if_none": corpus.caption_if_none,
             "limits": corpus.limits,
             "media": corpus.media,
             "clean": corpus.clean,

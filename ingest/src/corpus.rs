@@ -293,12 +293,32 @@ fn is_medium(kind: RecordKind, extension: &str) -> bool {
             "jpg" | "jpeg" | "jpe" | "jfif" | "png" | "webp" | "gif" | "bmp" | "tif" | "tiff" | "avif" | "heic"
         ),
         RecordKind::VideoText => {
-            matches!(extension, "mp4" | "m4v" | "mov" | "mkv" | "webm" | "avi" | "mpg" | "mpeg" | "ts" | "flv" | "wmv")
+            matches!(
+                extension,
+                "mp4" | "m4v" | "mov" | "mkv" | "webm" | "avi" | "mpg" | "mpeg" | "ts" | "flv" | "wmv" | "gif"
+            )
         }
         RecordKind::AudioText => {
             matches!(
                 extension,
-                "wav" | "wave" | "flac" | "mp3" | "ogg" | "oga" | "opus" | "m4a" | "aac" | "aiff" | "wma"
+                "wav"
+                    | "wave"
+                    | "flac"
+                    | "mp3"
+                    | "mp2"
+                    | "ogg"
+                    | "oga"
+                    | "opus"
+                    | "m4a"
+                    | "aac"
+                    | "aiff"
+                    | "aif"
+                    | "au"
+                    | "caf"
+                    | "ac3"
+                    | "mka"
+                    | "webm"
+                    | "wma"
             )
         }
     }

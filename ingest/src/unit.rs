@@ -15,7 +15,7 @@ use crate::config::{CorpusConfig, IngestConfig};
 use crate::corpus::Found;
 use crate::error::IngestError;
 use crate::filter::Tally;
-use crate::pack::{OpenShard, Row, ShardHead, StoredShard};
+use crate::pack::{OpenShard, PROGRAM, Row, ShardHead, StoredShard};
 use crate::pipeline::Sources;
 use crate::plan::{Classes, Plan, Planned, plan};
 use crate::progress::Progress;
@@ -86,6 +86,7 @@ impl UnitWork<'_> {
                 split: split.clone(),
                 tokenizer: tokenizer.entry.digest.clone(),
                 mean_media_bytes: mean_media_bytes(records),
+                program: PROGRAM,
             };
             let mut open: Option<OpenShard> = None;
             pipeline::verify_all(corpus, tokenizer, sources, records, &mut |planned, verified| {
@@ -134,6 +135,7 @@ impl UnitWork<'_> {
             n_rejected: count(&rejects),
             broken_rules: broken_rules.iter().map(|(rule, n)| (rule.to_owned(), n)).collect(),
             rejects: publish::store_rejects(store, &corpus.name, &rejects)?,
+            places: shards.iter_mut().map(|shard| std::mem::take(&mut shard.places)).collect(),
             shards: shards.into_iter().map(|shard| shard.entry).collect(),
             histograms,
         })

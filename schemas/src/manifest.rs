@@ -70,6 +70,14 @@ pub struct TombstonesEntry {
     pub n_rows: u64,
 }
 
+/// The table of the places of a snapshot's media, see [`crate::media_index`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MediaIndexEntry {
+    pub digest: Digest,
+    /// Rows of all shards.
+    pub n_rows: u64,
+}
+
 /// One run of ingest that a snapshot stands on: the first wrote the corpus, later ones added to it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunEntry {
@@ -96,6 +104,9 @@ pub struct Manifest {
     pub rejects: Vec<RejectsEntry>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tombstones: Option<TombstonesEntry>,
+    /// Absent if a shard of the snapshot was written before there was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub media_index: Option<MediaIndexEntry>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub runs: Vec<RunEntry>,
     /// Records that the corpus offered: `n_records + n_rejected` to the last one.

@@ -20,8 +20,9 @@ use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use url::Url;
 
 use crate::manifest::{Manifest, ManifestError, RejectsEntry};
+use crate::media_index::{MediaPlace, media_places_of};
 use crate::reject::{Reject, rejects_of};
-use crate::shard::{Digest, manifest_key, rejects_key, tombstones_key};
+use crate::shard::{Digest, manifest_key, media_index_key, rejects_key, tombstones_key};
 use crate::tombstone::{Hidden, Tombstone, tombstones_of};
 
 /// A root under which a run's objects lie. Cheap to clone; one small pool of I/O threads serves all clones.
@@ -396,6 +397,20 @@ impl Store {
         let rows = self.table(&key, |batch| rejects_of(batch))?;
         self.check_rows(&key, rows.len() as u64, entry.n_rows)?;
         Ok(rows)
+    }
+
+    /// Where the media of `manifest` lie, in the order of its shards and rows; `None` if it has no index.
+    ///
+    /// # Errors
+    /// The store failed, or the table is not what the manifest says.
+    pub fn media_places(&self, manifest: &Manifest) -> Result<Option<Vec<MediaPlace>>, StoreError> {
+        let Some(entry) = &manifest.media_index else { return Ok(None) };
+        let key = media_index_key(&manifest.corpus, &entry.digest);
+        let places = self.table(&key, media_places_of)?;
+        let in_shards = manifest.shards.iter().map(|shard| shard.n_rows).sum();
+        self.check_rows(&key, places.len() as u64, entry.n_rows)?;
+        self.check_rows(&key, places.len() as u64, in_shards)?;
+        Ok(Some(places))
     }
 
     fn table<T>(&self, key: &str, rows_of: impl Fn(&RecordBatch) -> Option<Vec<T>>) -> Result<Vec<T>, StoreError> {

@@ -10,6 +10,7 @@ use imp_schemas::record::{column, media_column};
 use imp_schemas::shard::Digest;
 use imp_schemas::shard_reader::ShardReader;
 use imp_schemas::store::Store;
+use imp_schemas::version::Format;
 
 fn golden() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/shards")
@@ -90,5 +91,34 @@ fn the_check_has_nothing_against_a_past_version() {
         let done = imp_shards(&["check", "--store", store, "--decode", "all"]);
         let text = String::from_utf8_lossy(&done.stdout);
         assert_eq!(done.status.code(), Some(0), "{version}: {text}{}", String::from_utf8_lossy(&done.stderr));
+    }
+}
+
+#[test]
+fn an_upgraded_store_is_of_this_version_and_clean_and_still_shows_what_it_was() {
+    for version in versions() {
+        let folder = copy(&version);
+        let url = folder.path().to_str().unwrap();
+        let store = Store::open(url).unwrap();
+        for corpus in store.corpora().unwrap() {
+            let before = store.manifest(&corpus).unwrap();
+            let done = imp_shards(&["upgrade", "--store", url, &corpus]);
+            assert!(done.status.success(), "{corpus}: {}", String::from_utf8_lossy(&done.stderr));
+            let after = store.manifest(&corpus).unwrap();
+            assert_eq!(after.manifest.schema_version, Format::Shard.current(), "{corpus}");
+            assert_eq!(after.manifest.n_records, before.manifest.n_records, "{corpus}");
+            assert_eq!(read_every_row(&store, &corpus), before.manifest.n_records, "{corpus}");
+            // No record came, went or changed; the snapshot of before is as it was.
+            let diff = imp_shards(&["diff", "--store", url, &corpus, "--from", "1", "--json"]);
+            let diff: serde_json::Value = serde_json::from_slice(&diff.stdout).unwrap();
+            for what in ["n_added", "n_removed", "n_changed"] {
+                assert_eq!(diff["records"][what], 0, "{version}: {corpus}: {what}");
+            }
+            assert_eq!(store.snapshot(&corpus, before.version).unwrap(), before);
+            let again = imp_shards(&["upgrade", "--store", url, &corpus]);
+            assert!(String::from_utf8_lossy(&again.stdout).contains("nothing to do"), "{corpus}");
+        }
+        let done = imp_shards(&["check", "--store", url, "--decode", "all", "--orphan-hours", "0"]);
+        assert_eq!(done.status.code(), Some(0), "{version}: {}", String::from_utf8_lossy(&done.stdout));
     }
 }

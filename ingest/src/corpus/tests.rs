@@ -288,7 +288,7 @@ fn resident() -> u64 {
 fn a_listing_of_many_rows_is_not_held_in_memory() {
     use std::io::Write;
     let dir = tempfile::tempdir().unwrap();
-    let n_rows = std::option_env!("ROWS").map_or(400_000, |n| n.parse::<u64>().unwrap());
+    let n_rows = 400_000u64;
     let mut table = std::io::BufWriter::new(std::fs::File::create(dir.path().join("t.csv")).unwrap());
     writeln!(table, "url,caption").unwrap();
     for row in 0..n_rows {
@@ -297,18 +297,17 @@ fn a_listing_of_many_rows_is_not_held_in_memory() {
     table.into_inner().unwrap();
     let config = config(dir.path(), &format!("unit_records = 1000\n{}", corpus("t.csv", "")));
     let before = resident();
-    let started = std::time::Instant::now();
     let listing = open(&config).unwrap();
-    eprintln!("{n_rows} rows listed in {:?}, {} MiB", started.elapsed(), (resident() - before) >> 20);
     assert_eq!(listing.n_units() as u64, n_rows.div_ceil(1000).next_power_of_two());
     let (mut n_found, mut most) = (0, resident());
     for unit in 0..listing.n_units() {
         n_found += listing.read(unit).unwrap().candidates.len() as u64;
         most = most.max(resident());
     }
-    eprintln!("read in {:?}, {} MiB", started.elapsed(), (most - before) >> 20);
     assert_eq!(n_found, n_rows);
-    assert!(most.saturating_sub(before) < 96 << 20, "{} MiB", (most - before) >> 20);
+    // 38 MiB whether it has one million rows or four; held, these would be 200. Other tests run beside this one.
+    let grown = most.saturating_sub(before) >> 20;
+    assert!(grown < 96, "{grown} MiB");
 }
 
 #[cfg(feature = "real-data")]
@@ -329,6 +328,7 @@ fn twenty_million_rows_in_a_file_of_two_megabytes_are_streamed() {
     });
     assert!(broken.unwrap().is_empty());
     assert_eq!(n_rows, 20_000_000);
-    // A hundredth of the rows; other tests run beside this one.
-    assert!(most - before.min(most) < 200 << 20, "{} MiB", (most - before.min(most)) >> 20);
+    // A hundredth of what the rows are; other tests run beside this one.
+    let grown = most.saturating_sub(before) >> 20;
+    assert!(grown < 200, "{grown} MiB");
 }

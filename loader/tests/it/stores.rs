@@ -108,6 +108,7 @@ impl<'a> Corpus<'a> {
             shards,
             rejects: Vec::new(),
             tombstones: None,
+            media_index: None,
             runs: Vec::new(),
             n_inputs: n_records,
             n_records,

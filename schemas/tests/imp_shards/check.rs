@@ -59,6 +59,7 @@ fn each_kind_of_damage_to_rows_is_found_and_named() {
         (Plan { caption: " ", ..Plan::default() }, "caption"),
         (Plan { digest_of_row_1: Some("0000"), ..Plan::default() }, "media_digest"),
         (Plan { footer_split: "test", ..Plan::default() }, "footer"),
+        (Plan { names_features: false, ..Plan::default() }, "footer"),
         (Plan { footer_version: "2.0".to_owned(), ..Plan::default() }, "version"),
         (Plan { footer_version: "one".to_owned(), ..Plan::default() }, "version"),
         (Plan { footer_version: "1.0".to_owned(), ..Plan::default() }, "version"),
@@ -99,7 +100,8 @@ fn with_hash(batch: &RecordBatch) -> RecordBatch {
 
 /// The batch with media that are declared to be there always, which Hugging Face shows as a raw dict.
 fn with_media_not_null(batch: &RecordBatch) -> RecordBatch {
-    let fields = batch.schema().fields().iter().map(|f| {
+    let schema = batch.schema();
+    let fields = schema.fields().iter().map(|f| {
         let is_medium = f.name() == "image";
         if is_medium { Arc::new(f.as_ref().clone().with_nullable(false)) } else { f.clone() }
     });

@@ -36,6 +36,8 @@ pub struct Plan {
     pub digest_of_row_1: Option<&'static str>,
     pub footer_split: &'static str,
     pub footer_version: String,
+    /// In the Arrow schema that lies in the footer.
+    pub names_features: bool,
     pub n_rejected: u64,
     /// A picture of noise weighs its pixels.
     pub is_noise: bool,
@@ -61,6 +63,7 @@ impl Default for Plan {
             digest_of_row_1: None,
             footer_split: "train",
             footer_version: Format::Shard.current().to_string(),
+            names_features: true,
             n_rejected: 1,
             is_noise: false,
             properties: |properties| properties,
@@ -218,7 +221,10 @@ pub fn write_into(folder: &Path, plan: &Plan) {
     ];
     let pairs = pairs.into_iter().map(|(k, v)| KeyValue::new(k.to_owned(), v)).collect();
     let properties = (plan.properties)(properties(pairs)).build();
-    let mut writer = ArrowWriter::try_new(Vec::new(), batch.schema(), Some(properties)).unwrap();
+    let features = [(footer::HUGGINGFACE.to_owned(), huggingface_features(KIND))];
+    let features = features.into_iter().filter(|_| plan.names_features).collect();
+    let described = Arc::new(batch.schema().as_ref().clone().with_metadata(features));
+    let mut writer = ArrowWriter::try_new(Vec::new(), described, Some(properties)).unwrap();
     writer.write(&batch).unwrap();
     let n_row_groups = {
         writer.flush().unwrap();

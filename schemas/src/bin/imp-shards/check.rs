@@ -5,6 +5,7 @@
 mod corpus;
 mod decode;
 mod layout;
+mod media_index;
 mod numbers;
 mod objects;
 mod shard;
@@ -18,6 +19,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::ShardsError;
 use crate::finding::Findings;
+
+pub(crate) use numbers::Numbers;
 
 /// How many media to decode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

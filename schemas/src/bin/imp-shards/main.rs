@@ -1,7 +1,7 @@
 //! `imp-shards`: looks into the shards of a store.
 //!
 //! In: a store and the names of corpora in it. Out: findings, rows, counts, a page, for people or as JSON. Never: a write to
-//! the store.
+//! the store, but for `upgrade`, which adds a snapshot.
 //! Exit status of `check`: 0 nothing found, 1 findings, 2 the check could not run; of the rest 0 or 2.
 
 mod check;
@@ -12,6 +12,7 @@ mod rows;
 mod show;
 mod snapshots;
 mod stats;
+mod upgrade;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -103,6 +104,15 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Writes a corpus of an older schema version anew in the current one, as a new snapshot; older snapshots stay readable
+    Upgrade {
+        #[arg(long)]
+        store: String,
+        corpus: String,
+        /// Say what would be written, write nothing
+        #[arg(long)]
+        dry_run: bool,
+    },
     /// Writes one HTML page that opens without a network: media, captions, charts, rejects
     Page {
         #[arg(long)]
@@ -151,6 +161,14 @@ enum ShardsError {
         "corpus `{corpus}` has no snapshot before {snapshot}; give --from, or --other-store to compare with another"
     )]
     NothingBefore { corpus: String, snapshot: u64 },
+    #[error("shard `{shard}` cannot be written anew")]
+    Rewrite { shard: String, source: parquet::errors::ParquetError },
+    #[error("columns of shard `{shard}` cannot be laid out in the current schema")]
+    Columns { shard: String, source: arrow::error::ArrowError },
+    #[error("shard `{shard}` has no version of its schema in its footer; run imp-shards check")]
+    NoVersion { shard: String },
+    #[error("snapshot {snapshot} of corpus `{corpus}` was published by another program just now; run upgrade again")]
+    Overtaken { corpus: String, snapshot: u64 },
     #[error("cannot write the report as JSON")]
     Json(#[from] serde_json::Error),
     #[error("the page's template fails")]
@@ -173,6 +191,7 @@ fn main() -> ExitCode {
             let args = diff::DiffArgs { corpus: &corpus, from, to, other_store: other_store.as_deref(), json };
             diff::run(&store, &args).map(|()| true)
         }
+        Command::Upgrade { store, corpus, dry_run } => upgrade::run(&store, &corpus, dry_run).map(|()| true),
         Command::Page { store, corpus, out, n, split, snapshot } => {
             let out = out.unwrap_or_else(|| PathBuf::from(format!("{corpus}.html")));
             let args = page::PageArgs { corpus: &corpus, snapshot, split: split.as_deref(), n, out: &out };

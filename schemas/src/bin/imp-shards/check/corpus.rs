@@ -12,7 +12,7 @@ use imp_schemas::store::{Snapshot, Store, StoreError};
 use imp_schemas::tombstone::Hidden;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
-use super::{Checked, Probe, numbers, objects, shard};
+use super::{Checked, Probe, media_index, numbers, objects, shard};
 use crate::ShardsError;
 use crate::finding::Findings;
 
@@ -73,6 +73,7 @@ pub(crate) fn check(
     if findings.n() == 0 {
         numbers::check_histograms(name, manifest, &corpus.histograms, findings);
     }
+    media_index::check(store, name, &snapshot, findings)?;
     objects::check(store, name, *version, orphan_age, findings)?;
     Ok(Checked {
         corpus: name.to_owned(),

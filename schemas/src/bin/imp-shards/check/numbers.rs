@@ -19,7 +19,7 @@ const STALE: &str = "ingest the corpus again: plans prune by these numbers";
 
 /// Of one shard.
 #[derive(Debug, Default)]
-pub(super) struct Numbers {
+pub(crate) struct Numbers {
     ranges: BTreeMap<&'static str, [f64; 2]>,
     n_null: BTreeMap<String, u64>,
 }
@@ -39,7 +39,7 @@ const PLANNING: [&str; 10] = [
 ];
 
 impl Numbers {
-    pub(super) fn add(
+    pub(crate) fn add(
         &mut self,
         rows: &Rows<'_>,
         histograms: &mut BTreeMap<String, Histogram>,
@@ -61,6 +61,11 @@ impl Numbers {
             }
         }
         Ok(())
+    }
+
+    /// Least and greatest value of each planning column.
+    pub(crate) fn into_ranges(self) -> BTreeMap<String, [f64; 2]> {
+        self.ranges.into_iter().map(|(name, range)| (name.to_owned(), range)).collect()
     }
 
     /// Holds what was counted to the shard's entry.

@@ -7,7 +7,8 @@ use imp_schemas::shard_reader::{ShardReadError, ShardReader};
 use imp_schemas::store::StoreError;
 use imp_schemas::version::{Format, Version};
 use indicatif::ProgressBar;
-use parquet::arrow::parquet_to_arrow_schema;
+use parquet::arrow::{ARROW_SCHEMA_META_KEY, parquet_to_arrow_schema};
+use parquet::file::metadata::KeyValue;
 
 use super::corpus::{Corpus, chain};
 use super::numbers::Numbers;
@@ -63,6 +64,9 @@ pub(crate) fn check(
             return Ok(());
         }
     };
+    if version >= (Version { major: 1, minor: 1 }) {
+        check_features(&reader, &key, findings);
+    }
     layout::check(corpus.manifest.kind, &reader, &key, findings);
     if !layout::schema(corpus.manifest.kind, version, &found, &key, findings) {
         return Ok(());
@@ -140,6 +144,28 @@ fn check_footer(
         }
     }
     version
+}
+
+/// Readers that find an Arrow schema in the footer take its metadata and no other pair, so the features must stand there too.
+/// Before 1.1 they did not.
+fn check_features(reader: &ShardReader, key: &str, findings: &mut Findings) {
+    let file = reader.metadata().file_metadata();
+    let pairs = file.key_value_metadata().into_iter().flatten();
+    let embedded: Vec<KeyValue> = pairs.filter(|pair| pair.key == ARROW_SCHEMA_META_KEY).cloned().collect();
+    if embedded.is_empty() {
+        return;
+    }
+    // An embedded schema that does not parse is found where the whole is read.
+    let Ok(schema) = parquet_to_arrow_schema(file.schema_descr(), Some(&embedded)) else { return };
+    if !schema.metadata().contains_key(footer::HUGGINGFACE) {
+        let found = format!("the Arrow schema in its footer has no `{}`", footer::HUGGINGFACE);
+        findings.push(
+            "footer",
+            key,
+            found,
+            "ingest the corpus again: Hugging Face datasets shows raw bytes without it",
+        );
+    }
 }
 
 /// A shard may be of a later minor version than the manifest, which names the least of its shards'.
