@@ -213,7 +213,7 @@ impl Store {
         self.put_mode(key, bytes, PutMode::Overwrite).map(|_| ())
     }
 
-    /// Writes an object unless its key is taken; says whether it wrote.
+    /// Writes an object unless its key is taken; says whether these bytes stand there now, by this call or by an earlier one.
     ///
     /// # Errors
     /// The store failed for another reason than the key being taken.
@@ -464,19 +464,18 @@ impl Store {
 
     fn put_mode(&self, key: &str, bytes: Bytes, mode: PutMode) -> Result<bool, StoreError> {
         let path = self.path(key);
-        // An answer that was lost on its way leaves open whether the object was written. An overwrite is repeated by
-        // object_store; a creation is repeated here, and what then stands there was written by us if it is what we write.
-        let mut n_lost = 0;
-        loop {
+        for n_lost in 0.. {
             let payload = PutPayload::from_bytes(bytes.clone());
             match self.wait(self.inner.put_opts(&path, payload, PutOptions::from(mode.clone()))) {
                 Ok(_) => return Ok(true),
-                Err(object_store::Error::AlreadyExists { .. }) if n_lost > 0 => return Ok(self.get(key)? == bytes),
-                Err(object_store::Error::AlreadyExists { .. }) => return Ok(false),
-                Err(source) if is_lost(&source) && n_lost < MAX_LOST => n_lost += 1,
+                // An answer may be lost on its way and the request repeated, here or by object_store, which does not tell: what
+                // stands there then was written by us, if it is what we write.
+                Err(object_store::Error::AlreadyExists { .. }) => return Ok(self.get(key)? == bytes),
+                Err(source) if is_lost(&source) && n_lost < MAX_LOST => {}
                 Err(source) => return Err(StoreError::Write { url: self.url.clone(), key: key.to_owned(), source }),
             }
         }
+        Ok(false)
     }
 
     /// A body shorter than its range is a fault of the store, never data.

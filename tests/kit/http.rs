@@ -24,6 +24,8 @@ use tokio::sync::Notify;
 
 /// Bytes of a body's pieces.
 const PIECE: usize = 16 << 10;
+/// What was sent before a body breaks off gets this long to leave: hyper drops what it has not written by then.
+const BEFORE_CUT: Duration = Duration::from_millis(20);
 
 /// What goes wrong with one path. `times` faults come first, then the file as it is.
 #[derive(Debug, Clone, PartialEq)]
@@ -300,10 +302,11 @@ async fn respond(
             (body.piece, body.pause) = (piece.max(1), Some(pause));
         }
         Some(Fault::Cut { after, times } | Fault::CutWithoutRanges { after, times }) if n_before < times => {
-            response.body_mut().cut_after = Some(after);
+            response.body_mut().cut(after);
         }
-        Some(Fault::Replaced { after, .. }) => response.body_mut().cut_after = Some(after),
+        Some(Fault::Replaced { after, .. }) => response.body_mut().cut(after),
         Some(Fault::TooLong { by }) => {
+            response.body_mut().is_short = true;
             response.headers_mut().insert(CONTENT_LENGTH, (file.len() as u64 + by).into());
         }
         Some(Fault::Header { name, value }) => {
@@ -358,6 +361,8 @@ struct Served {
     piece: usize,
     pause: Option<Duration>,
     cut_after: Option<usize>,
+    /// It ends before its length is reached.
+    is_short: bool,
     is_endless: bool,
     sleep: Option<Pin<Box<tokio::time::Sleep>>>,
     active: Option<Active>,
@@ -366,6 +371,10 @@ struct Served {
 impl Served {
     fn of(bytes: Bytes, active: Active) -> Self {
         Self { rest: bytes, piece: PIECE, active: Some(active), ..Self::default() }
+    }
+
+    fn cut(&mut self, after: usize) {
+        (self.cut_after, self.is_short) = (Some(after), true);
     }
 
     /// The next piece; `None` at the end.
@@ -389,7 +398,9 @@ impl Body for Served {
     type Error = std::io::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        if let Some(pause) = self.pause {
+        let is_over = self.rest.is_empty() || self.cut_after == Some(0);
+        let pause = if is_over && self.is_short { Some(BEFORE_CUT) } else { self.pause };
+        if let Some(pause) = pause {
             let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep(pause)));
             if sleep.as_mut().poll(cx).is_pending() {
                 return Poll::Pending;
@@ -397,7 +408,8 @@ impl Body for Served {
             self.sleep = None;
         }
         let next = self.next();
-        if next.is_none() {
+        // Whoever has the last piece may ask for more at once, and is not to find this request still active.
+        if self.rest.is_empty() && !self.is_endless && self.cut_after.is_none() {
             self.active = None;
         }
         Poll::Ready(next.map(|piece| piece.map(Frame::data)))

@@ -220,7 +220,7 @@ async fn answer(request: HttpRequest, service: &S3Service, gate: &Gate) -> std::
     if left == 0 || is_head {
         return Err(std::io::Error::other("cut on purpose"));
     }
-    Ok(response.map(|inner| Body::http_body_unsync(CutBody { inner, left })))
+    Ok(response.map(|inner| Body::http_body_unsync(CutBody::new(inner, left))))
 }
 
 async fn serve_one(request: HttpRequest, service: &S3Service, gate: &Gate) -> HttpResponse {

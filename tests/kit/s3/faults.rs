@@ -11,6 +11,8 @@ use hyper::body::{Body as HttpBody, Bytes, Frame, SizeHint};
 use imp_schemas::rng::{Role, rng_for};
 use s3s::{Body, HttpRequest, StdError};
 
+/// What was sent before a body breaks off gets this long to leave: hyper drops what it has not written by then.
+const BEFORE_CUT: Duration = Duration::from_millis(20);
 /// How long a slow answer takes.
 const SLOW: Duration = Duration::from_millis(300);
 
@@ -88,9 +90,21 @@ pub(super) fn asked_of(request: &HttpRequest, bucket: &str) -> Asked {
 
 /// An answer's body that breaks off.
 pub(super) struct CutBody {
-    pub(super) inner: Body,
+    inner: Body,
     /// Bytes before it does.
-    pub(super) left: usize,
+    left: usize,
+    sleep: Option<Pin<Box<tokio::time::Sleep>>>,
+}
+
+impl CutBody {
+    pub(super) fn new(inner: Body, left: usize) -> Self {
+        Self { inner, left, sleep: None }
+    }
+
+    fn poll_cut(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, StdError>>> {
+        let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep(BEFORE_CUT)));
+        sleep.as_mut().poll(cx).map(|()| Some(Err(StdError::from("cut on purpose"))))
+    }
 }
 
 impl HttpBody for CutBody {
@@ -98,9 +112,8 @@ impl HttpBody for CutBody {
     type Error = StdError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, StdError>>> {
-        let cut = || Poll::Ready(Some(Err(StdError::from("cut on purpose"))));
         if self.left == 0 {
-            return cut();
+            return self.poll_cut(cx);
         }
         match Pin::new(&mut self.inner).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
@@ -111,7 +124,7 @@ impl HttpBody for CutBody {
                 }
                 Err(frame) => Poll::Ready(Some(Ok(frame))),
             },
-            Poll::Ready(None) => cut(),
+            Poll::Ready(None) => self.poll_cut(cx),
             other => other,
         }
     }
