@@ -89,7 +89,7 @@ pub(crate) fn verify_all(
         let failed = |source| IngestError::Thread { source };
         start("ingest-read".to_owned())
             .spawn_scoped(scope, move || {
-                read_all(corpus, fetcher, config.fetch.n_in_flight, records, in_flight, &read_txs)
+                read_all(corpus, fetcher, config.fetch.n_in_flight, records, in_flight, &read_txs);
             })
             .map_err(failed)?;
         for (worker, (read_rx, done_tx)) in read_rxs.into_iter().zip(done_txs).enumerate() {

@@ -383,7 +383,7 @@ impl Store {
     pub fn tombstones(&self, manifest: &Manifest) -> Result<Vec<Tombstone>, StoreError> {
         let Some(entry) = &manifest.tombstones else { return Ok(Vec::new()) };
         let key = tombstones_key(&manifest.corpus, &entry.digest);
-        let rows = self.table(&key, |batch| tombstones_of(batch))?;
+        let rows = self.table(&key, tombstones_of)?;
         self.check_rows(&key, rows.len() as u64, entry.n_rows)?;
         Ok(rows)
     }
@@ -394,7 +394,7 @@ impl Store {
     /// The store failed, or the table is not what `entry` says.
     pub fn rejects(&self, corpus: &str, entry: &RejectsEntry) -> Result<Vec<Reject>, StoreError> {
         let key = rejects_key(corpus, &entry.digest);
-        let rows = self.table(&key, |batch| rejects_of(batch))?;
+        let rows = self.table(&key, rejects_of)?;
         self.check_rows(&key, rows.len() as u64, entry.n_rows)?;
         Ok(rows)
     }

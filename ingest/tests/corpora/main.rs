@@ -1,5 +1,7 @@
 //! Corpora in Parquet and in object storage, and files that are wrong in known ways, through the whole of ingest.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails there")]
+
 #[expect(dead_code, reason = "this target uses a part of the helpers that `it` has")]
 #[path = "../it/common.rs"]
 mod common;

@@ -222,7 +222,7 @@ pub fn write_into(folder: &Path, plan: &Plan) {
     let pairs = pairs.into_iter().map(|(k, v)| KeyValue::new(k.to_owned(), v)).collect();
     let properties = (plan.properties)(properties(pairs)).build();
     let features = [(footer::HUGGINGFACE.to_owned(), huggingface_features(KIND))];
-    let features = features.into_iter().filter(|_| plan.names_features).collect();
+    let features: std::collections::HashMap<_, _> = features.into_iter().filter(|_| plan.names_features).collect();
     let described = Arc::new(batch.schema().as_ref().clone().with_metadata(features));
     let mut writer = ArrowWriter::try_new(Vec::new(), described, Some(properties)).unwrap();
     writer.write(&batch).unwrap();
@@ -269,8 +269,10 @@ pub fn write_into(folder: &Path, plan: &Plan) {
         shards: vec![entry],
         rejects: vec![RejectsEntry { digest: rejects_digest, n_rows: 1 }],
         tombstones,
+        media_index: None,
         runs: Vec::new(),
         n_rejected,
+        broken_rules: BTreeMap::new(),
         histograms: BTreeMap::from([("width".to_owned(), histogram)]),
         config: serde_json::json!({ "limits": { "max_pixels": plan.snapshot } }),
     };

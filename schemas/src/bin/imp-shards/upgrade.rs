@@ -53,8 +53,8 @@ pub(crate) fn run(url: &str, corpus: &str, dry_run: bool) -> Result<(), ShardsEr
     }
     let mut histograms = BTreeMap::new();
     let mut renamed = BTreeMap::new();
-    for i in 0..manifest.shards.len() {
-        let entry = if versions[i] < current {
+    for (i, version) in versions.iter().enumerate() {
+        let entry = if *version < current {
             rewrite(&store, &manifest, i, &mut histograms)?
         } else {
             count(&store, &manifest, i, &mut histograms)?;
@@ -64,6 +64,8 @@ pub(crate) fn run(url: &str, corpus: &str, dry_run: bool) -> Result<(), ShardsEr
     }
     manifest.tombstones = rename_tombstones(&store, &manifest, &renamed)?;
     manifest.histograms = histograms;
+    // It leads into shards that are no longer the snapshot's.
+    manifest.media_index = manifest.media_index.filter(|_| n_old == 0);
     manifest.format = Format::Manifest.current();
     manifest.schema_version = current;
     let version = snapshot.version + 1;
