@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use imp_schemas::histogram::Histogram;
 use imp_schemas::manifest::{RejectsEntry, ShardEntry};
+use imp_schemas::media_index::MediaPlace;
 use imp_schemas::reject::RejectReason;
 use imp_schemas::shard::{Digest, commit_key};
 use imp_schemas::store::{Store, StoreError};
@@ -23,11 +24,13 @@ pub(crate) struct UnitCommit {
     /// Files that are neither medium nor caption.
     pub(crate) n_ignored: u64,
     pub(crate) shards: Vec<ShardEntry>,
+    /// Of the media of each shard, row by row.
+    pub(crate) places: Vec<Vec<MediaPlace>>,
     pub(crate) rejects: Option<RejectsEntry>,
     pub(crate) n_rejected: BTreeMap<RejectReason, u64>,
-    /// What cleaning rules would have dropped, had they not run dry.
+    /// By rule of cleaning: captions that were taken from kept records, and records that a dry run would have dropped.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub(crate) n_would_drop: BTreeMap<RejectReason, u64>,
+    pub(crate) broken_rules: BTreeMap<String, u64>,
     pub(crate) histograms: BTreeMap<String, Histogram>,
 }
 

@@ -3,6 +3,7 @@
 //! In: a run file. Out: [`IngestConfig`], which states what it guarantees. Never: environment reads, defaults elsewhere.
 
 mod corpus;
+mod fetch;
 mod limits;
 
 use std::path::{Path, PathBuf};
@@ -13,6 +14,8 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use corpus::{Column, Columns, CorpusConfig, SplitRule};
 use corpus::{RawCorpus, check_corpus};
+pub(crate) use fetch::FetchConfig;
+use fetch::check_fetch;
 pub(crate) use limits::Limits;
 use limits::check_limits;
 
@@ -39,6 +42,8 @@ struct RawIngest {
     memory_mib: u64,
     #[serde(default)]
     limits: Limits,
+    #[serde(default)]
+    fetch: FetchConfig,
     #[serde(default)]
     corpus: Vec<RawCorpus>,
 }
@@ -89,6 +94,7 @@ pub struct IngestConfig {
     pub(crate) workers: usize,
     /// What a worker may hold: media under way, what decoding takes, a row group.
     pub(crate) memory_bytes: u64,
+    pub(crate) fetch: FetchConfig,
     pub(crate) corpora: Vec<CorpusConfig>,
     /// Names of the corpora to write; the tokenizer is made from all of them either way.
     pub(crate) only: Vec<String>,
@@ -171,10 +177,12 @@ impl IngestConfig {
 
     /// Opens the store at `url`, `s3://bucket/prefix`.
     pub(crate) fn open_store(&self, url: &str) -> Result<Store, StoreError> {
-        match &self.store_options {
-            Some(options) => Store::open_with(url, options),
-            None => Store::open(url),
-        }
+        Store::open_with(url, &self.store_options())
+    }
+
+    /// How object storage is reached: as the caller says, or else as the environment does.
+    pub(crate) fn store_options(&self) -> Vec<(String, String)> {
+        self.store_options.clone().unwrap_or_else(Store::options_of_environment)
     }
 
     /// The part of the config that shapes the bytes of `corpus`; nothing in it depends on the machine.
@@ -194,6 +202,7 @@ impl IngestConfig {
             },
             "split": corpus.split,
             "caption_from_label": corpus.caption_from_label,
+            "caption_if_none": corpus.caption_if_none,
             "limits": corpus.limits,
             "media": corpus.media,
             "clean": corpus.clean,
@@ -223,6 +232,7 @@ impl TryFrom<RawIngest> for IngestConfig {
         };
         let memory_mib = within("ingest.memory_mib", raw.memory_mib, 256, 1 << 20)?;
         check_limits("ingest.limits", &raw.limits)?;
+        check_fetch(&raw.fetch)?;
         let mut corpora: Vec<CorpusConfig> = Vec::new();
         for corpus in raw.corpus {
             let corpus = check_corpus(corpus, share, raw.limits)?;
@@ -241,6 +251,7 @@ impl TryFrom<RawIngest> for IngestConfig {
             unit_records: raw.unit_records,
             workers,
             memory_bytes,
+            fetch: raw.fetch,
             corpora,
             only: Vec::new(),
             store_options: None,
@@ -320,6 +331,8 @@ mod tests {
             (&format!("{CORPUS}{CORPUS}"), "`a`", "another name"),
             (&CORPUS.replace("\"a\"", "\"a/b\""), "`a/b`", "folder of the store"),
             (&CORPUS.replace("image-text", "imagetext"), "imagetext", "did you mean `image-text`?"),
+            (&format!("fetch = {{ n_tries = 0 }}\n{CORPUS}"), "ingest.fetch.n_tries", "1 and 20"),
+            (&format!("fetch = {{ contact = \"é\" }}\n{CORPUS}"), "ingest.fetch.contact", "ASCII"),
             (&format!("{CORPUS}limits = {{ max_media_mib = 0 }}\n"), "max_media_mib", "1 and 1024"),
         ];
         for (text, found, rule) in cases {

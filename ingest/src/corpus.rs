@@ -293,12 +293,32 @@ fn is_medium(kind: RecordKind, extension: &str) -> bool {
             "jpg" | "jpeg" | "jpe" | "jfif" | "png" | "webp" | "gif" | "bmp" | "tif" | "tiff" | "avif" | "heic"
         ),
         RecordKind::VideoText => {
-            matches!(extension, "mp4" | "m4v" | "mov" | "mkv" | "webm" | "avi" | "mpg" | "mpeg" | "ts" | "flv" | "wmv")
+            matches!(
+                extension,
+                "mp4" | "m4v" | "mov" | "mkv" | "webm" | "avi" | "mpg" | "mpeg" | "ts" | "flv" | "wmv" | "gif"
+            )
         }
         RecordKind::AudioText => {
             matches!(
                 extension,
-                "wav" | "wave" | "flac" | "mp3" | "ogg" | "oga" | "opus" | "m4a" | "aac" | "aiff" | "wma"
+                "wav"
+                    | "wave"
+                    | "flac"
+                    | "mp3"
+                    | "mp2"
+                    | "ogg"
+                    | "oga"
+                    | "opus"
+                    | "m4a"
+                    | "aac"
+                    | "aiff"
+                    | "aif"
+                    | "au"
+                    | "caf"
+                    | "ac3"
+                    | "mka"
+                    | "webm"
+                    | "wma"
             )
         }
     }
@@ -336,3 +356,6 @@ fn is_litter(path: &str) -> bool {
     let is_hidden = |part: &str| part.starts_with('.') && part != "." && part != "..";
     path.split('/').any(|part| is_hidden(part) || ["__MACOSX", "Thumbs.db", "desktop.ini"].contains(&part))
 }
+
+#[cfg(test)]
+mod tests;

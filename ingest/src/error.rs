@@ -63,6 +63,8 @@ pub enum IngestError {
         "corpus `{corpus}`: {n_tries} times in a row another run published a manifest first; run again when it is done"
     )]
     LostRace { corpus: String, n_tries: u32 },
+    #[error("cannot make the client of http(s); see `proxy` in `ingest.fetch`, and the certificates of this system")]
+    HttpClient { source: reqwest::Error },
     #[error("cannot start a thread")]
     Thread { source: std::io::Error },
     #[error("thread `{name}` stopped before its work was done")]

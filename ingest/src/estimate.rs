@@ -11,6 +11,7 @@ use serde::Serialize;
 use crate::config::{CorpusConfig, IngestConfig};
 use crate::corpus::{Found, Listing};
 use crate::error::IngestError;
+use crate::pipeline::Sources;
 use crate::plan::{Classes, plan};
 use crate::progress::Progress;
 use crate::survey::{CaptionSpool, survey};
@@ -122,6 +123,7 @@ impl Sample {
         tokenizer: &CaptionTokenizer,
     ) -> Result<Self, IngestError> {
         let mut sample = Self::default();
+        let sources = Sources::new(config);
         let n_units = listing.n_units();
         let step = n_units.div_ceil(SAMPLE_UNITS).max(1);
         let units: Vec<usize> = (0..n_units).step_by(step).collect();
@@ -148,10 +150,10 @@ impl Sample {
                 // Records stand in the order of a hash, so the first are a fair sample.
                 records.truncate(per_unit.max(1));
                 let started = Instant::now();
-                pipeline::verify_all(corpus, tokenizer, config, &records, &mut |planned, verified| {
+                pipeline::verify_all(corpus, tokenizer, &sources, &records, &mut |planned, verified| {
                     sample.n_tried += 1;
                     sample.tried_bytes += planned.medium.len().unwrap_or(0);
-                    if let Ok(record) = verified {
+                    for record in verified.unwrap_or_default() {
                         sample.n_kept += 1;
                         sample.kept_bytes += record.media.len() as u64;
                         let n_ids: usize = record.tokens.iter().map(Vec::len).sum();

@@ -12,7 +12,7 @@ mod tally;
 
 use imp_schemas::reject::RejectReason;
 
-pub(crate) use self::caption_sketch::{CaptionSketch, caption_sketch};
+pub(crate) use self::caption_sketch::caption_sketch;
 pub(crate) use self::exact::ExactIndex;
 pub(crate) use self::near::{Near, NearIndex, Sketches};
 pub(crate) use self::picture_hash::picture_hash;

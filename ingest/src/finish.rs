@@ -7,7 +7,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use imp_schemas::histogram::Histogram;
-use imp_schemas::manifest::{Manifest, RejectsEntry, RunEntry, ShardEntry, TokenizerEntry, TombstonesEntry};
+use imp_schemas::manifest::{
+    Manifest, MediaIndexEntry, RejectsEntry, RunEntry, ShardEntry, TokenizerEntry, TombstonesEntry,
+};
+use imp_schemas::media_index::MediaPlace;
 use imp_schemas::reject::RejectReason;
 use imp_schemas::shard::{Digest, rejects_key};
 use imp_schemas::store::{Snapshot, Store};
@@ -90,11 +93,16 @@ impl Done<'_> {
             None => Vec::new(),
         };
         let hidden = Hidden::of(&tombstones);
-        let found = duplicates::find(config, corpus, store, &shards, &hidden)?;
-        for tombstone in &found {
+        let found = duplicates::find(corpus, store, &shards, n_old_shards, &hidden)?;
+        for tombstone in &found.tombstones {
             *n_rejected.entry(tombstone.reason).or_insert(0) += 1;
         }
-        tombstones.extend(found);
+        tombstones.extend(found.tombstones);
+        let mut broken_rules = base_manifest.map_or_else(BTreeMap::new, |m| m.broken_rules.clone());
+        let of_units = commits.iter().flat_map(|commit| &commit.broken_rules);
+        for (rule, n) in of_units.chain(&found.broken_rules) {
+            *broken_rules.entry(rule.clone()).or_insert(0) += n;
+        }
         let tombstones = hide(store, &corpus.name, &mut shards, tombstones)?;
         let all_rejected: u64 = n_rejected.values().sum();
         if all_rejected as f64 > corpus.max_reject_share * n_inputs as f64 {
@@ -110,7 +118,7 @@ impl Done<'_> {
         }
         let mut runs = base_manifest.map_or_else(Vec::new, |m| m.runs.clone());
         runs.push(run);
-        order_by_split(&mut shards);
+        let media_index = index_media(store, corpus, base_manifest, &mut shards, &commits)?;
         Ok(Manifest {
             format: Format::Manifest.current(),
             corpus: corpus.name.clone(),
@@ -123,9 +131,11 @@ impl Done<'_> {
             shards,
             rejects,
             tombstones,
+            media_index,
             runs,
             n_inputs,
             n_rejected,
+            broken_rules,
             histograms,
             config: config.recorded(corpus),
         })
@@ -144,12 +154,35 @@ impl Done<'_> {
     }
 }
 
-/// `train` first, then the other splits by name; within a split as the shards stand.
-fn order_by_split(shards: &mut [ShardEntry]) {
-    shards.sort_by(|a, b| {
-        let rank = |split: &str| (split != crate::plan::DEFAULT_SPLIT, split.to_owned());
-        rank(&a.split).cmp(&rank(&b.split))
-    });
+/// Puts `shards` into the order of the manifest (`train` first, then the other splits by name; within a split as they stand)
+/// and indexes their media in that order. No index if the snapshot that is added to has none.
+fn index_media(
+    store: &Store,
+    corpus: &CorpusConfig,
+    base: Option<&Manifest>,
+    shards: &mut Vec<ShardEntry>,
+    commits: &[UnitCommit],
+) -> Result<Option<MediaIndexEntry>, IngestError> {
+    let mut old = match base {
+        Some(manifest) => store.media_places(manifest)?,
+        None => Some(Vec::new()),
+    };
+    let mut places: Vec<Vec<MediaPlace>> = Vec::new();
+    for entry in base.iter().flat_map(|manifest| &manifest.shards) {
+        let n = usize::try_from(entry.n_rows).unwrap_or(0);
+        let of_entry = old.as_mut().map(|old| old.drain(..n.min(old.len())).collect());
+        places.push(of_entry.unwrap_or_default());
+    }
+    places.extend(commits.iter().flat_map(|commit| commit.places.iter().cloned()));
+    let mut both: Vec<(ShardEntry, Vec<MediaPlace>)> = std::mem::take(shards).into_iter().zip(places).collect();
+    let rank = |split: &str| (split != crate::plan::DEFAULT_SPLIT, split.to_owned());
+    both.sort_by_cached_key(|(entry, _)| rank(&entry.split));
+    let places: Vec<MediaPlace> = both.iter().flat_map(|(_, places)| places.iter().copied()).collect();
+    *shards = both.into_iter().map(|(entry, _)| entry).collect();
+    if old.is_none() {
+        return Ok(None);
+    }
+    publish::store_media_index(store, &corpus.name, &places).map(Some)
 }
 
 /// Puts the table of tombstones into the store and their numbers into the shards' entries.

@@ -18,6 +18,7 @@ mod duplicates;
 mod edit;
 mod error;
 mod estimate;
+mod fetch;
 mod filter;
 mod finish;
 mod gc;
@@ -55,6 +56,7 @@ use commit::UnitCommit;
 use config::CorpusConfig;
 use corpus::Listing;
 use finish::Done;
+use pipeline::Sources;
 use retry::Retried;
 use survey::{CaptionSpool, Surveyed};
 use tokenizer::CaptionTokenizer;
@@ -188,7 +190,8 @@ impl<'a> Job<'a> {
     ) -> Result<(), IngestError> {
         let started = Instant::now();
         let (config, corpus, classes) = (self.config, self.corpus, &self.surveyed.classes);
-        let work = UnitWork { config, corpus, classes, tokenizer, store };
+        let sources = &Sources::new(config);
+        let work = UnitWork { config, corpus, classes, tokenizer, store, sources };
         let retried = self.retried.as_ref().map(|retried| &retried.digest);
         let n_units = self.listing.n_units();
         let digests: Vec<Digest> = (0..n_units)

@@ -91,7 +91,7 @@ impl Classes {
         })
     }
 
-    /// The class of `wording`, if it has one, and its captions: its own, or sentences about the class.
+    /// The class of `wording`, if it has one, and its captions: its own, or sentences about the class, or the corpus's.
     ///
     /// # Errors
     /// The class is not in the list.
@@ -104,6 +104,9 @@ impl Classes {
         let label_id = label.map(|label| self.id(&label)).transpose()?;
         if let (true, Some(id)) = (captions.is_empty(), label_id) {
             captions = captions_from(&corpus.caption_from_label, &self.names[id]);
+        }
+        if captions.is_empty() {
+            captions.clone_from(&corpus.caption_if_none);
         }
         Ok((captions, label_id))
     }

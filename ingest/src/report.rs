@@ -26,6 +26,8 @@ pub struct CorpusReport {
     /// In the order of the manifest's splits.
     pub splits: Vec<(String, u64)>,
     pub n_rejected: BTreeMap<RejectReason, u64>,
+    /// By rule of cleaning: captions that were taken from records, and records that a dry run would have dropped.
+    pub broken_rules: BTreeMap<String, u64>,
     /// Files that are neither medium nor caption.
     pub n_ignored: u64,
     pub n_classes: usize,
@@ -47,6 +49,7 @@ impl CorpusReport {
             splits,
             n_inputs: manifest.n_inputs,
             n_records: manifest.n_records,
+            broken_rules: manifest.broken_rules,
             n_ignored,
             n_classes: manifest.classes.len(),
             n_shards: manifest.shards.len(),
@@ -117,6 +120,10 @@ impl std::fmt::Display for CorpusReport {
                 let more = rest.len();
                 writeln!(f, "  rejected  {n_rejected} ({}), listed in {first} and {more} more", reasons.join(", "))?;
             }
+        }
+        if !self.broken_rules.is_empty() {
+            let rules: Vec<String> = self.broken_rules.iter().map(|(rule, n)| format!("{rule} {n}")).collect();
+            writeln!(f, "  cleaning  {} (captions taken, or records that a dry run kept)", rules.join(", "))?;
         }
         if self.n_ignored > 0 {
             writeln!(f, "  ignored   {} files that are neither medium nor caption", self.n_ignored)?;

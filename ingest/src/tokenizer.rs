@@ -139,7 +139,7 @@ mod tests {
 
     fn train(captions: &[String], vocab_size: usize) -> CaptionTokenizer {
         let spec = TokenizerSpec::Train(TrainSpec { vocab_size });
-        CaptionTokenizer::train(&spec, &mut captions.to_vec().into_iter()).unwrap()
+        CaptionTokenizer::train(&spec, &mut captions.iter().cloned()).unwrap()
     }
 
     fn sentences() -> Vec<String> {

@@ -14,8 +14,10 @@ use crate::commit::UnitCommit;
 use crate::config::{CorpusConfig, IngestConfig};
 use crate::corpus::Found;
 use crate::error::IngestError;
-use crate::pack::{OpenShard, Row, ShardHead, StoredShard};
-use crate::plan::{Classes, Plan, Planned, plan};
+use crate::filter::Tally;
+use crate::pack::{OpenShard, PROGRAM, Row, ShardHead, StoredShard};
+use crate::pipeline::Sources;
+use crate::plan::{Classes, Plan, plan};
 use crate::progress::Progress;
 use crate::tokenizer::CaptionTokenizer;
 use crate::{pipeline, publish};
@@ -31,6 +33,7 @@ pub(crate) struct UnitWork<'a> {
     pub(crate) classes: &'a Classes,
     pub(crate) tokenizer: &'a CaptionTokenizer,
     pub(crate) store: &'a Store,
+    pub(crate) sources: &'a Sources<'a>,
 }
 
 /// What a run has seen of a corpus so far, for its budget of rejects.
@@ -69,8 +72,9 @@ impl UnitWork<'_> {
         seen: &mut Seen,
         progress: &mut Progress,
     ) -> Result<UnitCommit, IngestError> {
-        let Self { config, corpus, classes, tokenizer, store } = *self;
-        let Plan { splits, mut rejects, n_inputs, n_ignored, spools } = plan(corpus, found, classes)?;
+        let Self { config, corpus, classes, tokenizer, store, sources } = *self;
+        let Plan { splits, mut rejects, mut n_inputs, n_ignored, spools } = plan(corpus, found, classes)?;
+        let mut broken_rules = Tally::default();
         seen.n_inputs += n_inputs;
         seen.n_rejected += rejects.len() as u64;
         rejects.iter().for_each(|reject| progress.rejected(reject.reason));
@@ -81,12 +85,13 @@ impl UnitWork<'_> {
                 kind: corpus.kind,
                 split: split.clone(),
                 tokenizer: tokenizer.entry.digest.clone(),
-                mean_media_bytes: mean_media_bytes(records),
+                mean_media_bytes: 0,
+                program: PROGRAM,
             };
             let mut open: Option<OpenShard> = None;
-            pipeline::verify_all(corpus, tokenizer, config, records, &mut |planned, verified| {
-                let record = match verified {
-                    Ok(record) => record,
+            pipeline::verify_all(corpus, tokenizer, sources, records, &mut |planned, verified| {
+                let records = match verified {
+                    Ok(records) => records,
                     Err(reject) => {
                         progress.rejected(reject.reason);
                         rejects.push(reject);
@@ -94,20 +99,25 @@ impl UnitWork<'_> {
                         return self.stop_early(&mut rejects, *seen);
                     }
                 };
-                let n_bytes = record.media.len() as u64;
-                progress.kept(n_bytes);
-                if open.as_ref().is_some_and(|shard| shard.media_bytes() + n_bytes > config.shard_bytes)
-                    && let Some(full) = open.take()
-                {
-                    shards.push(full.seal()?.store(store)?);
+                // A film that is cut is as many inputs as clips, so that inputs stay records and rejects.
+                n_inputs += (records.len() as u64).saturating_sub(1);
+                for record in records {
+                    record.findings.iter().for_each(|finding| broken_rules.add(finding));
+                    let n_bytes = record.media.len() as u64;
+                    progress.kept(n_bytes);
+                    if open.as_ref().is_some_and(|shard| shard.media_bytes() + n_bytes > config.shard_bytes)
+                        && let Some(full) = open.take()
+                    {
+                        shards.push(full.seal()?.store(store)?);
+                    }
+                    if open.is_none() {
+                        open = Some(OpenShard::new(head.clone()));
+                    }
+                    if let Some(shard) = &mut open {
+                        shard.push(Row::new(planned, classes.names(), record))?;
+                    }
                 }
-                if open.is_none() {
-                    open = Some(OpenShard::new(head.clone())?);
-                }
-                match &mut open {
-                    Some(shard) => shard.push(Row::new(planned, classes.names(), record)),
-                    None => Ok(()),
-                }
+                Ok(())
             })?;
             if let Some(last) = open {
                 shards.push(last.seal()?.store(store)?);
@@ -123,8 +133,9 @@ impl UnitWork<'_> {
             n_inputs,
             n_ignored,
             n_rejected: count(&rejects),
-            n_would_drop: BTreeMap::new(),
+            broken_rules: broken_rules.iter().map(|(rule, n)| (rule.to_owned(), n)).collect(),
             rejects: publish::store_rejects(store, &corpus.name, &rejects)?,
+            places: shards.iter_mut().map(|shard| std::mem::take(&mut shard.places)).collect(),
             shards: shards.into_iter().map(|shard| shard.entry).collect(),
             histograms,
         })
@@ -192,10 +203,4 @@ pub(crate) fn count(rejects: &[Reject]) -> BTreeMap<RejectReason, u64> {
 /// By place, so that the same rejects give the same table.
 fn sort(rejects: &mut [Reject]) {
     rejects.sort_by(|a, b| (&a.source, a.row, &a.key, a.reason).cmp(&(&b.source, b.row, &b.key, b.reason)));
-}
-
-/// Of the media whose size is known before they are read.
-fn mean_media_bytes(records: &[Planned]) -> u64 {
-    let sizes: Vec<u64> = records.iter().filter_map(|record| record.medium.len()).collect();
-    sizes.iter().sum::<u64>() / (sizes.len() as u64).max(1)
 }

@@ -9,7 +9,7 @@ use imp_schemas::reject::RejectReason;
 use imp_schemas::shard::Digest;
 
 use crate::config::CorpusConfig;
-use crate::filter::{self, CaptionSketch, Finding, caption_sketch, picture_hash};
+use crate::filter::{self, Finding, picture_hash};
 use crate::media::{Stored, prepare};
 use crate::plan::Planned;
 use crate::text::Refusal;
@@ -30,8 +30,6 @@ pub(crate) struct Record {
     pub(crate) tokens: Vec<Vec<i32>>,
     /// Perceptual, of a picture; if the rules compare pictures.
     pub(crate) picture_hash: Option<u64>,
-    /// Of the captions, if the rules compare them.
-    pub(crate) caption_sketch: Option<CaptionSketch>,
     /// What was done to the medium: `baseline`, `metadata`, `baseline+metadata`, `reencode`, `remux`, `clip` or `flac`.
     pub(crate) normalised: Option<String>,
     /// Rules that the record or one of its captions breaks: what a dry run would have dropped, and captions that were.
@@ -60,7 +58,6 @@ pub(crate) fn verify(
 struct Words {
     captions: Vec<String>,
     tokens: Vec<Vec<i32>>,
-    sketch: Option<CaptionSketch>,
     findings: Vec<Finding>,
 }
 
@@ -87,14 +84,13 @@ fn checked(
     };
     let stored = prepare(corpus.kind, media, &corpus.media, &corpus.limits.media(), &mut accept)?;
     let tokens: Result<Vec<Vec<i32>>, Refusal> = captions.iter().map(|c| tokenizer.encode(c)).collect();
-    let sketch = if clean.wants_caption_sketch() { caption_sketch(&captions) } else { None };
     let wants_hash = clean.wants_picture_hash();
     let hash = |stored: &Stored| stored.picture.as_ref().filter(|_| wants_hash).and_then(picture_hash);
     let stored = stored.into_iter().map(|stored| {
         let hash = hash(&stored);
         (stored, hash)
     });
-    Ok((Words { captions, tokens: tokens?, sketch, findings }, stored.collect()))
+    Ok((Words { captions, tokens: tokens?, findings }, stored.collect()))
 }
 
 /// The captions that pass; refused if none is left of some, label or not: its captions are what the record is for.
@@ -117,7 +113,7 @@ fn settle_captions(
 }
 
 fn records(words: Words, stored: Vec<(Stored, Option<u64>)>, media: Vec<u8>) -> Vec<Record> {
-    let Words { captions, tokens, sketch, findings } = words;
+    let Words { captions, tokens, findings } = words;
     let record = |(stored, picture_hash): (Stored, Option<u64>), media: Vec<u8>| Record {
         key_suffix: stored.window_idx.map(|window| format!("#{window:04}")).unwrap_or_default(),
         facts: stored.facts,
@@ -125,7 +121,6 @@ fn records(words: Words, stored: Vec<(Stored, Option<u64>)>, media: Vec<u8>) -> 
         captions: captions.clone(),
         tokens: tokens.clone(),
         picture_hash,
-        caption_sketch: sketch,
         normalised: stored.normalised,
         findings: Vec::new(),
         media,

@@ -13,6 +13,7 @@ pub mod checkpoint;
 pub mod cursor;
 pub mod histogram;
 pub mod manifest;
+pub mod media_index;
 pub mod modality;
 pub mod record;
 pub mod reject;
@@ -29,5 +30,7 @@ pub mod version;
 pub mod media;
 #[cfg(feature = "store")]
 pub mod shard_reader;
+#[cfg(feature = "store")]
+pub mod shard_writer;
 #[cfg(feature = "store")]
 pub mod store;

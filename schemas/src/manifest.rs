@@ -70,6 +70,14 @@ pub struct TombstonesEntry {
     pub n_rows: u64,
 }
 
+/// The table of the places of a snapshot's media, see [`crate::media_index`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MediaIndexEntry {
+    pub digest: Digest,
+    /// Rows of all shards.
+    pub n_rows: u64,
+}
+
 /// One run of ingest that a snapshot stands on: the first wrote the corpus, later ones added to it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunEntry {
@@ -96,6 +104,9 @@ pub struct Manifest {
     pub rejects: Vec<RejectsEntry>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tombstones: Option<TombstonesEntry>,
+    /// Absent if a shard of the snapshot was written before there was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub media_index: Option<MediaIndexEntry>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub runs: Vec<RunEntry>,
     /// Records that the corpus offered: `n_records + n_rejected` to the last one.
@@ -104,6 +115,9 @@ pub struct Manifest {
     pub n_records: u64,
     /// By reason, hidden rows included; reasons that did not occur are absent.
     pub n_rejected: BTreeMap<RejectReason, u64>,
+    /// By rule of cleaning: captions that were taken from records, and records that a dry run would have dropped.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub broken_rules: BTreeMap<String, u64>,
     /// How the values of each planning column are spread, over all rows of the shards.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub histograms: BTreeMap<String, Histogram>,

@@ -3,12 +3,17 @@
 //! In: the bytes of one record. Out: u8 sRGB pixels, f32 samples, and what the planning columns say. Never: I/O, resizing,
 //! memory in proportion to what a header merely claims, a panic on data.
 
+mod au;
 pub mod audio;
+#[cfg(feature = "ffmpeg")]
+mod ffmpeg;
 mod flac;
 mod h264;
 pub mod image;
 mod matroska;
 pub mod mp4;
+mod opus;
+mod rgb;
 pub mod video;
 mod wav;
 
@@ -72,6 +77,25 @@ impl MediaError {
             Self::Corrupt { .. } => RejectReason::Corrupt,
             Self::TooLarge { .. } => RejectReason::TooLarge,
         }
+    }
+}
+
+/// Calls a decoder. Those of libraries may panic on bytes that nobody foresaw; that costs the record, not the run.
+fn caught<T>(decode: impl FnOnce() -> Result<T, MediaError>) -> Result<T, MediaError> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(decode)).unwrap_or_else(|panic| {
+        let why = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+        Err(MediaError::Corrupt { detail: format!("the decoder panicked: {}", why.unwrap_or("it did not say why")) })
+    })
+}
+
+/// What the decoders in Rust made of a file or, where they do not know its kind, what the system's libav makes of it.
+#[cfg(feature = "ffmpeg")]
+fn or_system<T>(here: Result<T, MediaError>, there: impl FnOnce() -> Result<T, MediaError>) -> Result<T, MediaError> {
+    let Err(MediaError::UnknownFormat { .. } | MediaError::UnsupportedCodec { .. }) = &here else { return here };
+    match there() {
+        // The first decoder's message says more: what the file begins with, or which codec it found.
+        Err(MediaError::UnknownFormat { .. } | MediaError::UnsupportedCodec { .. }) => here,
+        there => there,
     }
 }
 

@@ -20,8 +20,9 @@ use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use url::Url;
 
 use crate::manifest::{Manifest, ManifestError, RejectsEntry};
+use crate::media_index::{MediaPlace, media_places_of};
 use crate::reject::{Reject, rejects_of};
-use crate::shard::{Digest, manifest_key, rejects_key, tombstones_key};
+use crate::shard::{Digest, manifest_key, media_index_key, rejects_key, tombstones_key};
 use crate::tombstone::{Hidden, Tombstone, tombstones_of};
 
 /// A root under which a run's objects lie. Cheap to clone; one small pool of I/O threads serves all clones.
@@ -65,6 +66,27 @@ const PART_BYTES: usize = 8 << 20;
 /// Parts that are sent at once.
 const PARTS_UNDER_WAY: usize = 2;
 
+/// Answers to one creation that may be lost before it is an error.
+const MAX_LOST: u32 = 5;
+
+/// Whether the request may have been done although its answer never came.
+fn is_lost(error: &object_store::Error) -> bool {
+    use object_store::client::{HttpError, HttpErrorKind};
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<HttpError>() {
+            return matches!(error.kind(), HttpErrorKind::Interrupted | HttpErrorKind::Timeout);
+        }
+        cause = error.source();
+    }
+    false
+}
+
+/// An object's ETag, or else its time of change.
+fn stamp_of(meta: &ObjectMeta) -> String {
+    meta.e_tag.clone().unwrap_or_else(|| meta.last_modified.to_rfc3339())
+}
+
 /// Reads until `buffer` is full or the file ends; gives the number of bytes.
 fn read_full(file: &mut std::fs::File, buffer: &mut [u8]) -> std::io::Result<usize> {
     let mut n = 0;
@@ -104,16 +126,20 @@ impl Store {
     /// # Errors
     /// The text is no store's address, or the folder cannot be made.
     pub fn open(url: &str) -> Result<Self, StoreError> {
+        Self::open_with(url, &Self::options_of_environment())
+    }
+
+    /// The `AWS_*` variables as options of [`Store::open_with`].
+    pub fn options_of_environment() -> Vec<(String, String)> {
         #[expect(
             clippy::disallowed_methods,
             reason = "credentials belong in no config file; this is the one place that reads them"
         )]
         let variables = std::env::vars();
-        let options: Vec<(String, String)> = variables
+        variables
             .filter(|(name, _)| name.starts_with("AWS_"))
             .map(|(name, value)| (name.to_ascii_lowercase(), value))
-            .collect();
-        Self::open_with(url, &options)
+            .collect()
     }
 
     /// As [`Store::open`], with object_store's own options (`aws_endpoint`, `aws_access_key_id`, …) in place of variables.
@@ -187,7 +213,7 @@ impl Store {
         self.put_mode(key, bytes, PutMode::Overwrite).map(|_| ())
     }
 
-    /// Writes an object unless its key is taken; says whether it wrote.
+    /// Writes an object unless its key is taken; says whether these bytes stand there now, by this call or by an earlier one.
     ///
     /// # Errors
     /// The store failed for another reason than the key being taken.
@@ -238,8 +264,19 @@ impl Store {
     /// # Errors
     /// The store failed.
     pub fn size(&self, key: &str) -> Result<Option<u64>, StoreError> {
+        Ok(self.look(key)?.map(|(listed, _)| listed.n_bytes))
+    }
+
+    /// An object as [`Store::visit`] shows it, `None` if it does not exist.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub fn look(&self, key: &str) -> Result<Option<(Listed, String)>, StoreError> {
         match self.wait(self.inner.head(&self.path(key))) {
-            Ok(meta) => Ok(Some(meta.size)),
+            Ok(meta) => {
+                let stamp = stamp_of(&meta);
+                Ok(Some((Listed { key: key.to_owned(), n_bytes: meta.size }, stamp)))
+            }
             Err(object_store::Error::NotFound { .. }) => Ok(None),
             Err(source) => Err(self.read_error(key, None, source)),
         }
@@ -283,10 +320,7 @@ impl Store {
     /// # Errors
     /// The store failed.
     pub fn visit(&self, prefix: &str, take: &mut dyn FnMut(Listed, String) -> bool) -> Result<(), StoreError> {
-        self.visit_metas(prefix, &mut |listed, meta| {
-            let stamp = meta.e_tag.clone().unwrap_or_else(|| meta.last_modified.to_rfc3339());
-            take(listed, stamp)
-        })
+        self.visit_metas(prefix, &mut |listed, meta| take(listed, stamp_of(meta)))
     }
 
     /// Removes an object; removing what is not there is no error.
@@ -349,7 +383,7 @@ impl Store {
     pub fn tombstones(&self, manifest: &Manifest) -> Result<Vec<Tombstone>, StoreError> {
         let Some(entry) = &manifest.tombstones else { return Ok(Vec::new()) };
         let key = tombstones_key(&manifest.corpus, &entry.digest);
-        let rows = self.table(&key, |batch| tombstones_of(batch))?;
+        let rows = self.table(&key, tombstones_of)?;
         self.check_rows(&key, rows.len() as u64, entry.n_rows)?;
         Ok(rows)
     }
@@ -360,9 +394,23 @@ impl Store {
     /// The store failed, or the table is not what `entry` says.
     pub fn rejects(&self, corpus: &str, entry: &RejectsEntry) -> Result<Vec<Reject>, StoreError> {
         let key = rejects_key(corpus, &entry.digest);
-        let rows = self.table(&key, |batch| rejects_of(batch))?;
+        let rows = self.table(&key, rejects_of)?;
         self.check_rows(&key, rows.len() as u64, entry.n_rows)?;
         Ok(rows)
+    }
+
+    /// Where the media of `manifest` lie, in the order of its shards and rows; `None` if it has no index.
+    ///
+    /// # Errors
+    /// The store failed, or the table is not what the manifest says.
+    pub fn media_places(&self, manifest: &Manifest) -> Result<Option<Vec<MediaPlace>>, StoreError> {
+        let Some(entry) = &manifest.media_index else { return Ok(None) };
+        let key = media_index_key(&manifest.corpus, &entry.digest);
+        let places = self.table(&key, media_places_of)?;
+        let in_shards = manifest.shards.iter().map(|shard| shard.n_rows).sum();
+        self.check_rows(&key, places.len() as u64, entry.n_rows)?;
+        self.check_rows(&key, places.len() as u64, in_shards)?;
+        Ok(Some(places))
     }
 
     fn table<T>(&self, key: &str, rows_of: impl Fn(&RecordBatch) -> Option<Vec<T>>) -> Result<Vec<T>, StoreError> {
@@ -402,28 +450,32 @@ impl Store {
     fn visit_metas(&self, prefix: &str, take: &mut dyn FnMut(Listed, &ObjectMeta) -> bool) -> Result<(), StoreError> {
         let path = self.path(prefix);
         let n_root = self.root.parts().count();
-        let visit = async {
-            let mut listed = self.inner.list(Some(&path));
-            while let Some(meta) = listed.try_next().await? {
-                let key: Vec<String> = meta.location.parts().skip(n_root).map(|p| p.as_ref().to_owned()).collect();
-                if !take(Listed { key: key.join("/"), n_bytes: meta.size }, &meta) {
-                    break;
-                }
-            }
-            Ok(())
-        };
         let failed = |source| StoreError::List { url: self.url.clone(), prefix: prefix.to_owned(), source };
-        self.wait(visit).map_err(failed)
+        let mut listed = self.inner.list(Some(&path));
+        // The listing waits while `take` runs, so that it may use the store itself.
+        while let Some(meta) = self.wait(listed.try_next()).map_err(failed)? {
+            let key: Vec<String> = meta.location.parts().skip(n_root).map(|p| p.as_ref().to_owned()).collect();
+            if !take(Listed { key: key.join("/"), n_bytes: meta.size }, &meta) {
+                break;
+            }
+        }
+        Ok(())
     }
 
     fn put_mode(&self, key: &str, bytes: Bytes, mode: PutMode) -> Result<bool, StoreError> {
         let path = self.path(key);
-        let put = self.inner.put_opts(&path, PutPayload::from_bytes(bytes), PutOptions::from(mode));
-        match self.wait(put) {
-            Ok(_) => Ok(true),
-            Err(object_store::Error::AlreadyExists { .. }) => Ok(false),
-            Err(source) => Err(StoreError::Write { url: self.url.clone(), key: key.to_owned(), source }),
+        for n_lost in 0.. {
+            let payload = PutPayload::from_bytes(bytes.clone());
+            match self.wait(self.inner.put_opts(&path, payload, PutOptions::from(mode.clone()))) {
+                Ok(_) => return Ok(true),
+                // An answer may be lost on its way and the request repeated, here or by object_store, which does not tell: what
+                // stands there then was written by us, if it is what we write.
+                Err(object_store::Error::AlreadyExists { .. }) => return Ok(self.get(key)? == bytes),
+                Err(source) if is_lost(&source) && n_lost < MAX_LOST => {}
+                Err(source) => return Err(StoreError::Write { url: self.url.clone(), key: key.to_owned(), source }),
+            }
         }
+        Ok(false)
     }
 
     /// A body shorter than its range is a fault of the store, never data.

@@ -30,6 +30,8 @@ pub(super) struct RawCorpus {
     split: Option<SplitRule>,
     #[serde(default)]
     caption_from_label: Vec<String>,
+    #[serde(default)]
+    caption_if_none: Vec<String>,
     max_reject_share: Option<f64>,
     limits: Option<Limits>,
     #[serde(default)]
@@ -129,6 +131,8 @@ pub(crate) struct CorpusConfig {
     pub(crate) tar_in_key: bool,
     pub(crate) split: Option<SplitRule>,
     pub(crate) caption_from_label: Vec<String>,
+    /// Captions of records that have neither their own nor one from a label.
+    pub(crate) caption_if_none: Vec<String>,
     pub(crate) max_reject_share: f64,
     pub(crate) limits: Limits,
     pub(crate) media: MediaRules,
@@ -148,6 +152,9 @@ pub(super) fn check_corpus(raw: RawCorpus, share: f64, limits: Limits) -> Result
             "blank".to_owned(),
             "must name a folder, tars, a table or Parquet files, here or in `s3://`".to_owned(),
         ));
+    }
+    if raw.caption_if_none.iter().any(|caption| caption.trim().is_empty()) {
+        return Err(broken(&key("caption_if_none"), "blank".to_owned(), "must be sentences".to_owned()));
     }
     if let Some(bad) = raw.caption_from_label.iter().find(|t| t.matches("{}").count() != 1) {
         let rule = "every template must hold `{}` once, where the label goes".to_owned();
@@ -211,6 +218,7 @@ pub(super) fn check_corpus(raw: RawCorpus, share: f64, limits: Limits) -> Result
         tar_in_key: raw.tar_in_key,
         split: raw.split,
         caption_from_label: raw.caption_from_label,
+        caption_if_none: raw.caption_if_none,
         max_reject_share,
         limits,
         media,

@@ -4,6 +4,7 @@
 //! spool: in memory are the names of one folder of this machine, or of one page of a store's listing.
 //! Never: follows a link out of the folder.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -86,8 +87,12 @@ impl FolderListing {
         if unit == 0 {
             samples.n_ignored = self.n_ignored;
         }
+        // Without sidecars nothing says that two files of one stem are one record: the second goes by its whole name.
+        let mut stems = HashSet::new();
         self.spool.read(unit, &mut |piece, _| match piece {
             Piece::Medium { key, source, row, len, .. } => {
+                let is_other = self.class_folders && !stems.insert(key.clone());
+                let key = if is_other { source.clone() } else { key };
                 let place = match &self.root {
                     Root::Local(root) => Place::File { file: Arc::from(root.join(&source)), offset: 0, len },
                     Root::Url(url) => Place::Url { url: Arc::from(format!("{url}/{source}")) },

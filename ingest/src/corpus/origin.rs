@@ -121,17 +121,14 @@ impl Bucket {
 
     /// Objects whose keys match `glob` part by part, by rising name.
     fn matching(&self, glob: &[&str]) -> Result<Vec<Input>, IngestError> {
-        let mut found = Vec::new();
         // A name without a wildcard is looked for where it would stand, not in all that lies beside it.
         if let [name] = glob
             && !name.contains(['*', '?'])
         {
-            if let Some(n_bytes) = self.store.size(name)? {
-                let stamp = format!("{n_bytes}");
-                found.push(self.input((*name).to_owned(), n_bytes, stamp));
-            }
-            return Ok(found);
+            let one = self.store.look(name)?;
+            return Ok(one.into_iter().map(|(listed, stamp)| self.input(listed.key, listed.n_bytes, stamp)).collect());
         }
+        let mut found = Vec::new();
         self.store.visit("", &mut |listed, stamp| {
             let parts: Vec<&str> = listed.key.split('/').collect();
             if parts.len() == glob.len() && parts.iter().zip(glob).all(|(part, glob)| matches_glob(glob, part)) {

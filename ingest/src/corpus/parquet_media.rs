@@ -94,7 +94,7 @@ pub(super) fn read(input: &Input, corpus: &CorpusConfig, depth: Depth) -> Result
                     let listed_in = None;
                     found.candidates.push(Candidate { key, source, row, listed_in, wording, split, medium });
                 }
-                Err(refusal) => found.rejects.push(reject(&input.name, row, known_key, refusal)),
+                Err(refusal) => found.rejects.push(reject(&source, row, known_key, refusal)),
             }
         }
         Ok(())

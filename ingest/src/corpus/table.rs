@@ -158,20 +158,32 @@ impl<'a> Separated<'a> {
     }
 }
 
-/// The fields of one row that is known to have no open quote.
+/// The fields of one row that is known to have no open quote, by RFC 4180; text behind a closing quote is kept.
 fn fields(bytes: &[u8], separator: u8) -> Result<Vec<String>, Refusal> {
-    let text = utf8(bytes, "the row")?;
-    let mut reader = csv::ReaderBuilder::new()
-        .has_headers(false)
-        .delimiter(separator)
-        .buffer_capacity(bytes.len().clamp(64, 1 << 16))
-        .from_reader(text.as_bytes());
-    let mut record = csv::StringRecord::new();
-    let malformed = |detail: String| (RejectReason::MalformedRow, detail);
-    match reader.read_record(&mut record) {
-        Ok(true) => Ok(record.iter().map(str::to_owned).collect()),
-        Ok(false) => Err(malformed("the row is blank".to_owned())),
-        Err(error) => Err(malformed(error.to_string())),
+    let mut rest = utf8(bytes, "the row")?;
+    let mut fields = Vec::new();
+    loop {
+        let mut field = String::new();
+        if let Some(quoted) = rest.strip_prefix('"') {
+            rest = quoted;
+            while let Some((text, behind)) = rest.split_once('"') {
+                field.push_str(text);
+                rest = behind;
+                let Some(behind) = rest.strip_prefix('"') else { break };
+                field.push('"');
+                rest = behind;
+            }
+        }
+        let (text, behind) = match rest.split_once(char::from(separator)) {
+            Some((text, behind)) => (text, Some(behind)),
+            None => (rest, None),
+        };
+        field.push_str(text);
+        fields.push(field);
+        match behind {
+            Some(behind) => rest = behind,
+            None => return Ok(fields),
+        }
     }
 }
 
@@ -216,5 +228,31 @@ impl Jsonl<'_> {
         }
         let names: Vec<&str> = self.seen.iter().map(String::as_str).collect();
         Used::check(table, self.columns, Leads::Away, self.needs_split, &names).map(|_| ())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_are_those_that_the_csv_crate_reads() {
+        let rows = [
+            "a,b",
+            ",",
+            "a,,",
+            "\"a,b\",c",
+            "\"a \"\"b\"\"\",\"\"",
+            "\"a\"x,b\"c\"",
+            " \"a\",é",
+            "\"a\nb\",c",
+            "x",
+            "\"\"",
+        ];
+        for row in rows {
+            let mut reader = csv::ReaderBuilder::new().has_headers(false).from_reader(row.as_bytes());
+            let want: Vec<String> = reader.records().next().unwrap().unwrap().iter().map(str::to_owned).collect();
+            assert_eq!(fields(row.as_bytes(), b',').unwrap(), want, "{row}");
+        }
     }
 }

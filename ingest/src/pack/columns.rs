@@ -45,7 +45,7 @@ pub(super) fn batch(
         Arc::new(tokens.finish()),
         Arc::new(
             rows.iter()
-                .map(|r| r.record.tokens.iter().map(Vec::len).max().and_then(|n| i32::try_from(n).ok()))
+                .map(|r| i32::try_from(r.record.tokens.iter().map(Vec::len).max().unwrap_or(0)).ok())
                 .collect::<Int32Array>(),
         ),
         Arc::new(rows.iter().map(|r| r.label.as_ref().map(|(_, name)| name.as_str())).collect::<StringArray>()),

@@ -108,10 +108,12 @@ impl<'a> Corpus<'a> {
             shards,
             rejects: Vec::new(),
             tombstones: None,
+            media_index: None,
             runs: Vec::new(),
             n_inputs: n_records,
             n_records,
             n_rejected: BTreeMap::new(),
+            broken_rules: BTreeMap::new(),
             histograms: BTreeMap::new(),
             config: serde_json::Value::Null,
         };

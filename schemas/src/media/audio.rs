@@ -1,4 +1,4 @@
-//! WAV, AIFF, CAF, FLAC, MP3, Ogg Vorbis, AAC, ALAC; and the sound track of an MP4 or Matroska → samples.
+//! WAV, AU, AIFF, CAF, FLAC, MP3, Ogg Vorbis, Opus, AAC, ALAC; and the sound track of an MP4 or Matroska → samples.
 //!
 //! In: the bytes of a sound or a video. Out: one channel of samples, whole. Never: part of a sound with the length of the
 //! whole, a sample that is no number, resampling, memory on a header's word.
@@ -6,14 +6,17 @@
 use std::io::{Cursor, ErrorKind};
 
 use symphonia::core::codecs::CodecParameters;
-use symphonia::core::codecs::audio::{AudioCodecId, AudioDecoderOptions, well_known as id};
+use symphonia::core::codecs::audio::{
+    AudioCodecId, AudioCodecParameters, AudioDecoder, AudioDecoderOptions, well_known as id,
+};
 use symphonia::core::errors::Error;
 use symphonia::core::formats::probe::Hint;
 use symphonia::core::formats::{FormatOptions, FormatReader, TrackType};
 use symphonia::core::io::{MediaSourceStream, MediaSourceStreamOptions};
 use symphonia::core::meta::MetadataOptions;
+use symphonia::core::packet::Packet;
 
-use super::{MediaError, MediaLimits, first_bytes, flac, wav};
+use super::{MediaError, MediaLimits, au, caught, first_bytes, flac, matroska, opus, wav};
 
 /// What the planning columns say about a sound.
 #[derive(Debug, Clone, PartialEq)]
@@ -49,38 +52,30 @@ pub fn read_audio(bytes: &[u8], limits: &MediaLimits) -> Result<(AudioMeta, Wave
     if bytes.is_empty() {
         return Err(MediaError::Empty);
     }
-    let tidied;
-    let bytes = match known_but(bytes) {
-        Some(codec) => return Err(unsupported(codec)),
-        None if bytes.starts_with(b"RIFF") || bytes.starts_with(b"RF64") => {
-            tidied = wav::tidy(bytes)?;
-            &tidied
-        }
-        None if bytes.starts_with(b"fLaC") => match flac::tidy(bytes) {
-            Some(mended) => {
-                tidied = mended;
-                &tidied
-            }
-            None => bytes,
-        },
-        None => bytes,
-    };
+    let read = caught(|| read_here(bytes, limits));
+    #[cfg(feature = "ffmpeg")]
+    let read = super::or_system(read, || super::ffmpeg::read_audio(bytes, limits));
+    read
+}
+
+/// By the decoders in Rust.
+fn read_here(bytes: &[u8], limits: &MediaLimits) -> Result<(AudioMeta, Waveform), MediaError> {
+    if let Some(codec) = known_but(bytes) {
+        return Err(unsupported(codec));
+    }
+    let tidied = tidied(bytes)?;
+    let bytes = tidied.as_deref().unwrap_or(bytes);
     let mut format = open(bytes)?;
     let track = format.default_track(TrackType::Audio).or_else(|| format.first_track(TrackType::Audio));
-    let track = track.ok_or_else(|| unsupported("none (the file has no sound track)"))?;
-    let Some(CodecParameters::Audio(params)) = &track.codec_params else {
-        return Err(unsupported("none (the file has no sound track)"));
-    };
-    let (track_id, n_claimed, codec_id) = (track.id, track.num_frames, params.codec);
-    let codecs = symphonia::default::get_codecs();
-    let registered = codecs.get_audio_decoder(codec_id);
-    let codec = registered.map(|c| c.codec.info.short_name).ok_or_else(|| unsupported(&codec_name(codec_id)))?;
-    let mut decoder = codecs
-        .make_audio_decoder(params, &AudioDecoderOptions::default())
-        .map_err(|error| broken(error, codec, "its parameters"))?;
+    let track = track.ok_or_else(|| unsupported(NO_SOUND))?;
+    let Some(CodecParameters::Audio(params)) = &track.codec_params else { return Err(unsupported(NO_SOUND)) };
+    let (track_id, n_claimed) = (track.id, track.num_frames);
+    let mut decoder = Decoder::new(params)?;
+    let codec = decoder.codec;
     let mut sound = Sound { rate: 0, channels: 0, samples: Vec::new(), limits };
     let mut interleaved: Vec<f32> = Vec::new();
     let mut n_packets = 0_u64;
+    let mut last_packet = Box::default();
     loop {
         let place = || format!("packet {n_packets}");
         let packet = match format.next_packet() {
@@ -91,12 +86,122 @@ pub fn read_audio(bytes: &[u8], limits: &MediaLimits) -> Result<(AudioMeta, Wave
         if packet.track_id != track_id {
             continue;
         }
-        let decoded = decoder.decode(&packet).map_err(|error| broken(error, codec, &place()))?;
-        decoded.copy_to_vec_interleaved(&mut interleaved);
-        sound.push(decoded.spec().rate(), decoded.spec().channels().count(), &interleaved)?;
+        let (rate, channels) = decoder.decode(&packet, &mut interleaved, &place)?;
+        sound.push(rate, channels, &interleaved)?;
         n_packets += 1;
+        last_packet = packet.data;
+    }
+    if let Some(lead_in) = decoder.opus_lead_in {
+        sound.samples.truncate(heard_of_opus(bytes, lead_in, sound.samples.len(), &last_packet)?);
     }
     sound.finish(codec, n_claimed, bytes)
+}
+
+pub(super) const NO_SOUND: &str = "none (the file has no sound track)";
+
+/// What symphonia would refuse or read wrongly, written as it reads it; `None` for a file that is right as it stands.
+fn tidied(bytes: &[u8]) -> Result<Option<Vec<u8>>, MediaError> {
+    Ok(match bytes {
+        [b'R', b'I', b'F', b'F', ..] | [b'R', b'F', b'6', b'4', ..] => Some(wav::tidy(bytes)?),
+        [b'.', b's', b'n', b'd', ..] => Some(wav::tidy(&au::to_wav(bytes)?)?),
+        [b'f', b'L', b'a', b'C', ..] => flac::tidy(bytes),
+        _ => None,
+    })
+}
+
+/// A decoder of symphonia's, or ours for what symphonia only finds.
+struct Decoder {
+    codec: &'static str,
+    kind: DecoderKind,
+    /// Samples per channel of an Opus stream before the first that is to be heard.
+    opus_lead_in: Option<usize>,
+}
+
+enum DecoderKind {
+    Symphonia(Box<dyn AudioDecoder>),
+    Opus(Box<opus::Decoder>),
+}
+
+impl Decoder {
+    fn new(params: &AudioCodecParameters) -> Result<Self, MediaError> {
+        if params.codec == id::CODEC_ID_OPUS {
+            let decoder = opus::Decoder::new(params.extra_data.as_deref().unwrap_or_default())?;
+            let opus_lead_in = Some(decoder.lead_in());
+            return Ok(Self { codec: "opus", kind: DecoderKind::Opus(Box::new(decoder)), opus_lead_in });
+        }
+        let codecs = symphonia::default::get_codecs();
+        let registered = codecs.get_audio_decoder(params.codec).map(|c| c.codec.info.short_name);
+        let codec = registered.ok_or_else(|| unsupported(&codec_name(params.codec)))?;
+        let decoder = codecs
+            .make_audio_decoder(params, &AudioDecoderOptions::default())
+            .map_err(|error| broken(error, codec, "its parameters"))?;
+        Ok(Self { codec, kind: DecoderKind::Symphonia(decoder), opus_lead_in: None })
+    }
+
+    /// Replaces `interleaved` by the packet's samples; gives their rate and channels.
+    fn decode(
+        &mut self,
+        packet: &Packet,
+        interleaved: &mut Vec<f32>,
+        place: &dyn Fn() -> String,
+    ) -> Result<(u32, usize), MediaError> {
+        match &mut self.kind {
+            DecoderKind::Symphonia(decoder) => {
+                let decoded = decoder.decode(packet).map_err(|error| broken(error, self.codec, &place()))?;
+                decoded.copy_to_vec_interleaved(interleaved);
+                Ok((decoded.spec().rate(), decoded.spec().channels().count()))
+            }
+            DecoderKind::Opus(decoder) => {
+                let corrupt = |why| MediaError::Corrupt { detail: format!("opus, {}: {why}", place()) };
+                decoder.decode(&packet.data, interleaved).map_err(corrupt)?;
+                Ok((opus::RATE, decoder.n_channels()))
+            }
+        }
+    }
+}
+
+/// How many of `n_decoded` samples are to be heard: an Opus stream ends inside its last packet, where its container says.
+fn heard_of_opus(bytes: &[u8], lead_in: usize, n_decoded: usize, last_packet: &[u8]) -> Result<usize, MediaError> {
+    if bytes.starts_with(b"OggS") {
+        let Some(end) = last_ogg_page(bytes).and_then(|page| page.get(6..14)).and_then(|b| b.try_into().ok()) else {
+            return Ok(n_decoded);
+        };
+        let n_heard = usize::try_from(u64::from_le_bytes(end)).unwrap_or(usize::MAX).saturating_sub(lead_in);
+        // A packet lasts 120 ms at most, and pages that end a stream hold few.
+        if n_heard.saturating_add(opus::RATE as usize) < n_decoded {
+            let detail = format!("{n_decoded} samples in a stream that ends after {n_heard}");
+            return Err(MediaError::Corrupt { detail });
+        }
+        let missing = n_heard.saturating_sub(n_decoded);
+        // Streams that were cut out of a longer one begin late; those that lack pages in the middle are damaged.
+        if missing > 0 && missing < n_decoded && first_ogg_granule(bytes).is_some_and(|g| g <= opus::RATE as u64) {
+            let detail =
+                format!("{n_decoded} samples of {n_heard} that the last page says: pages are damaged or missing");
+            return Err(MediaError::Corrupt { detail });
+        }
+        return Ok(n_heard.min(n_decoded));
+    }
+    if bytes.starts_with(&[0x1A, 0x45, 0xDF, 0xA3]) {
+        let padding_ns = matroska::discard_padding(bytes, last_packet);
+        let padding = padding_ns.saturating_mul(u64::from(opus::RATE)) / 1_000_000_000;
+        return Ok(n_decoded.saturating_sub(usize::try_from(padding).unwrap_or(0)));
+    }
+    Ok(n_decoded)
+}
+
+/// The position at the end of the first page that carries sound.
+fn first_ogg_granule(bytes: &[u8]) -> Option<u64> {
+    let mut rest = bytes;
+    loop {
+        let page = rest.get(..27).filter(|page| page.starts_with(b"OggS"))?;
+        let granule = u64::from_le_bytes(page[6..14].try_into().ok()?);
+        // Header pages are at 0, pages on which no packet ends at -1.
+        if granule != 0 && granule != u64::MAX {
+            return Some(granule);
+        }
+        let lacing = rest.get(27..27 + usize::from(page[26]))?;
+        rest = rest.get(27 + lacing.len() + lacing.iter().map(|&l| usize::from(l)).sum::<usize>()..)?;
+    }
 }
 
 /// Containers that would be searched for MP3 in vain.
@@ -105,7 +210,6 @@ fn known_but(bytes: &[u8]) -> Option<&'static str> {
         [0, 0, 1, 0xBA | 0xB3, ..] => Some("mpeg-1/2 program stream"),
         [0x30, 0x26, 0xB2, 0x75, ..] => Some("wma (asf container)"),
         [0x0B, 0x77, ..] => Some("ac3"),
-        [b'.', b's', b'n', b'd', ..] => Some("au container"),
         [b'F', b'L', b'V', ..] => Some("flv container"),
         [b'R', b'I', b'F', b'F', _, _, _, _, b'A', b'V', b'I', ..] => Some("avi container"),
         _ => None,
@@ -130,22 +234,22 @@ fn open(bytes: &[u8]) -> Result<Box<dyn FormatReader + '_>, MediaError> {
         Error::DecodeError(why) => MediaError::Corrupt { detail: why.to_owned() },
         Error::LimitError(why) => MediaError::Corrupt { detail: why.to_owned() },
         _ => MediaError::UnknownFormat {
-            wanted: "sound (WAV, FLAC, MP3, Ogg Vorbis, AAC, MP4, MKV)",
+            wanted: "sound (WAV, FLAC, MP3, Ogg Vorbis, Opus, AAC, MP4, MKV)",
             found: first_bytes(bytes),
         },
     })
 }
 
 /// Samples as they are collected.
-struct Sound<'l> {
-    rate: u32,
-    channels: usize,
-    samples: Vec<f32>,
-    limits: &'l MediaLimits,
+pub(super) struct Sound<'l> {
+    pub rate: u32,
+    pub channels: usize,
+    pub samples: Vec<f32>,
+    pub limits: &'l MediaLimits,
 }
 
 impl Sound<'_> {
-    fn push(&mut self, rate: u32, channels: usize, interleaved: &[f32]) -> Result<(), MediaError> {
+    pub(super) fn push(&mut self, rate: u32, channels: usize, interleaved: &[f32]) -> Result<(), MediaError> {
         let corrupt = |detail: String| Err(MediaError::Corrupt { detail });
         if interleaved.is_empty() || channels == 0 {
             return Ok(());
@@ -176,7 +280,12 @@ impl Sound<'_> {
         Ok(())
     }
 
-    fn finish(self, codec: &str, n_claimed: Option<u64>, bytes: &[u8]) -> Result<(AudioMeta, Waveform), MediaError> {
+    pub(super) fn finish(
+        self,
+        codec: &str,
+        n_claimed: Option<u64>,
+        bytes: &[u8],
+    ) -> Result<(AudioMeta, Waveform), MediaError> {
         let num_samples = self.samples.len() as u64;
         if num_samples == 0 {
             return Err(MediaError::Corrupt { detail: "the file holds no samples".to_owned() });
@@ -207,12 +316,19 @@ impl Sound<'_> {
 
 /// Whether the last page says that it is the last: an Ogg file has no other length.
 fn ends_its_ogg_stream(bytes: &[u8]) -> bool {
-    let last = bytes.windows(4).rposition(|w| w == b"OggS");
-    last.and_then(|at| bytes.get(at + 5)).is_some_and(|flags| flags & 4 != 0)
+    last_ogg_page(bytes).and_then(|page| page.get(5)).is_some_and(|flags| flags & 4 != 0)
 }
 
-fn unsupported(codec: &str) -> MediaError {
-    let remedy = "re-encode it as FLAC, WAV, MP3 or Ogg Vorbis, e.g. `ffmpeg -i IN OUT.flac`";
+fn last_ogg_page(bytes: &[u8]) -> Option<&[u8]> {
+    bytes.windows(4).rposition(|w| w == b"OggS").map(|at| &bytes[at..])
+}
+
+pub(super) fn unsupported(codec: &str) -> MediaError {
+    let remedy = if cfg!(feature = "ffmpeg") {
+        "re-encode it as FLAC, WAV, MP3 or Ogg Vorbis, e.g. `ffmpeg -i IN OUT.flac`"
+    } else {
+        "build with `--features ffmpeg`, or re-encode it as FLAC, WAV, MP3 or Ogg Vorbis, e.g. `ffmpeg -i IN OUT.flac`"
+    };
     MediaError::UnsupportedCodec { codec: codec.to_owned(), remedy }
 }
 
@@ -233,7 +349,6 @@ fn broken(error: Error, codec: &str, place: &str) -> MediaError {
 /// Names of codecs that this build recognises and does not decode.
 fn codec_name(codec: AudioCodecId) -> String {
     let name = match codec {
-        id::CODEC_ID_OPUS => "opus",
         id::CODEC_ID_SPEEX => "speex",
         id::CODEC_ID_ADPCM_MS | id::CODEC_ID_ADPCM_IMA_WAV | id::CODEC_ID_ADPCM_IMA_QT => "adpcm",
         id::CODEC_ID_AC3 => "ac3",

@@ -13,7 +13,7 @@ use zune_jpeg::zune_core::bytestream::ZCursor;
 use zune_jpeg::zune_core::colorspace::ColorSpace;
 use zune_jpeg::zune_core::options::DecoderOptions;
 
-use super::{MediaError, MediaLimits, Picture, first_bytes};
+use super::{MediaError, MediaLimits, Picture, caught, first_bytes};
 
 /// What the planning columns say about a picture.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,6 +36,10 @@ pub fn read_image(bytes: &[u8], limits: &MediaLimits) -> Result<(ImageMeta, Pict
     if bytes.is_empty() {
         return Err(MediaError::Empty);
     }
+    caught(|| decode(bytes, limits))
+}
+
+fn decode(bytes: &[u8], limits: &MediaLimits) -> Result<(ImageMeta, Picture), MediaError> {
     match format_of(bytes)? {
         Format::Jpeg => read_jpeg(bytes, limits),
         Format::Png => {

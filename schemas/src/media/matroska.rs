@@ -73,11 +73,55 @@ pub(super) fn open<'a>(bytes: &'a [u8], limits: &MediaLimits) -> Result<Clip<'a>
 }
 
 /// Blocks have no durations: the last frame is taken to stay as long as the mean of those before it.
-fn shown_for(mut pts: Vec<f64>) -> f64 {
+pub(super) fn shown_for(mut pts: Vec<f64>) -> f64 {
     pts.sort_by(f64::total_cmp);
     match (pts.first(), pts.last(), pts.len()) {
         (Some(first), Some(last), n) if n > 1 => (last - first) * n as f64 / (n - 1) as f64,
         _ => 0.0,
+    }
+}
+
+/// Bytes of the file as its segment says; `None` for one that was written as a stream.
+#[cfg(feature = "ffmpeg")]
+pub(super) fn claimed_len(bytes: &[u8]) -> Option<u64> {
+    // An element: the bytes of its name and of its size are told by the zeros each begins with.
+    let element = |at: usize| -> Option<(usize, u64, bool)> {
+        let name_len = bytes.get(at)?.leading_zeros() as usize + 1;
+        let first = *bytes.get(at + name_len)?;
+        let size_len = first.leading_zeros() as usize + 1;
+        let rest = bytes.get(at + name_len + 1..at + name_len + size_len)?;
+        let mask = 0xFF_u8.checked_shr(size_len as u32).unwrap_or(0);
+        let size = rest.iter().fold(u64::from(first & mask), |size, &b| (size << 8) | u64::from(b));
+        let is_unknown = first & mask == mask && rest.iter().all(|&b| b == 0xFF);
+        Some((at + name_len + size_len, size, is_unknown))
+    };
+    let (header_at, header_len, _) = element(0)?;
+    let segment_at = header_at.checked_add(usize::try_from(header_len).ok()?)?;
+    bytes.get(segment_at..)?.starts_with(&[0x18, 0x53, 0x80, 0x67]).then_some(())?;
+    let (body_at, size, is_unknown) = element(segment_at)?;
+    (!is_unknown).then(|| size.saturating_add(body_at as u64))
+}
+
+/// Nanoseconds that the group of the last packet says are to be thrown away behind it; symphonia does not hand them on.
+pub(super) fn discard_padding(bytes: &[u8], last_packet: &[u8]) -> u64 {
+    if last_packet.is_empty() {
+        return 0;
+    }
+    let end = bytes.windows(last_packet.len()).rposition(|w| w == last_packet).map(|at| at + last_packet.len());
+    let mut rest = end.and_then(|end| bytes.get(end..)).unwrap_or_default();
+    loop {
+        // What may follow a block in its group; all of them have a size of one byte.
+        let (is_padding, size, after) = match rest {
+            [0x75, 0xA2, size @ 0x81..=0x88, after @ ..] => (true, size & 0x7F, after),
+            [0x9B | 0xFB | 0xFA, size @ 0x81..=0x88, after @ ..] => (false, size & 0x7F, after),
+            _ => return 0,
+        };
+        let Some((value, after)) = after.split_at_checked(usize::from(size)) else { return 0 };
+        if is_padding {
+            // Signed; a negative one repeats samples before the block and takes none behind it.
+            return if value[0] & 0x80 != 0 { 0 } else { value.iter().fold(0, |n, &b| (n << 8) | u64::from(b)) };
+        }
+        rest = after;
     }
 }
 

@@ -1,4 +1,4 @@
-//! H.264 in MP4, MOV and Matroska → frames.
+//! H.264 in MP4, MOV and Matroska → frames; with the feature `ffmpeg`, what the system's libav knows besides.
 //!
 //! In: the bytes of a clip. Out: its planning columns, or the frames that were asked for, upright. Never: a frame in the
 //! wrong place, a whole clip of pixels in memory, a repaired frame: what does not decode is an error.
@@ -10,7 +10,8 @@ use rusty_h264_common::YuvFrame;
 use rusty_h264_decoder::{DecodeError, Decoder};
 
 use super::h264::{self, Config, StreamParams};
-use super::{MediaError, MediaLimits, Picture, first_bytes, matroska, mp4};
+use super::rgb::{self, Planes};
+use super::{MediaError, MediaLimits, Picture, caught, first_bytes, matroska, mp4};
 
 /// A frame that decodes without another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +44,14 @@ pub struct VideoMeta {
 /// # Errors
 /// See [`MediaError`].
 pub fn read_video(bytes: &[u8], limits: &MediaLimits) -> Result<VideoMeta, MediaError> {
+    let read = caught(|| read_here(bytes, limits));
+    #[cfg(feature = "ffmpeg")]
+    let read = super::or_system(read, || super::ffmpeg::read_video(bytes, limits));
+    read
+}
+
+/// By the decoder in Rust.
+fn read_here(bytes: &[u8], limits: &MediaLimits) -> Result<VideoMeta, MediaError> {
     let clip = open(bytes, limits)?;
     let mut size = (0, 0);
     let mut decoder = ClipDecoder::new(&clip, limits);
@@ -65,6 +74,25 @@ pub fn read_video(bytes: &[u8], limits: &MediaLimits) -> Result<VideoMeta, Media
 /// # Errors
 /// See [`MediaError`]; an index past the last frame is [`MediaError::Truncated`].
 pub fn read_frames(
+    bytes: &[u8],
+    wanted: &[usize],
+    limits: &MediaLimits,
+    take: &mut dyn FnMut(usize, Picture),
+) -> Result<(), MediaError> {
+    let mut n_taken = 0;
+    let read = caught(|| {
+        read_frames_here(bytes, wanted, limits, &mut |frame_idx, picture| {
+            n_taken += 1;
+            take(frame_idx, picture);
+        })
+    });
+    // A stream may turn into one that is not decoded here behind frames that were handed over.
+    #[cfg(feature = "ffmpeg")]
+    let read = super::or_system(read, || super::ffmpeg::read_frames(bytes, &wanted[n_taken..], limits, take));
+    read
+}
+
+fn read_frames_here(
     bytes: &[u8],
     wanted: &[usize],
     limits: &MediaLimits,
@@ -190,7 +218,12 @@ pub(super) fn no_video() -> MediaError {
 }
 
 pub(super) fn unsupported(codec: &str) -> MediaError {
-    let remedy = "re-encode it as H.264 (8-bit 4:2:0, progressive) in MP4, e.g. `ffmpeg -i IN -c:v libx264 -pix_fmt yuv420p OUT.mp4`";
+    let remedy = if cfg!(feature = "ffmpeg") {
+        "re-encode it as H.264 (8-bit 4:2:0, progressive) in MP4, e.g. `ffmpeg -i IN -c:v libx264 -pix_fmt yuv420p OUT.mp4`"
+    } else {
+        "build with `--features ffmpeg`, or re-encode it as H.264 (8-bit 4:2:0, progressive) in MP4, e.g. \
+         `ffmpeg -i IN -c:v libx264 -pix_fmt yuv420p OUT.mp4`"
+    };
     MediaError::UnsupportedCodec { codec: codec.to_owned(), remedy }
 }
 
@@ -276,81 +309,9 @@ impl<'c> ClipDecoder<'c> {
     }
 }
 
-/// RGB of a frame, upright. The matrix is BT.601's, as for most small clips; the range is the stream's.
+/// RGB of a frame, upright.
 fn picture(yuv: &YuvFrame, clip: &Clip<'_>) -> Result<Picture, MediaError> {
-    let (width, height) = (yuv.width, yuv.height);
-    let (half_width, half_height) = (width / 2, height / 2);
-    let n_chroma = half_width * half_height;
-    if width % 2 + height % 2 != 0 || [yuv.y.len(), yuv.u.len(), yuv.v.len()] != [width * height, n_chroma, n_chroma] {
-        return Err(MediaError::Corrupt { detail: format!("a frame of {width} x {height} is not 4:2:0") });
-    }
-    let scale = if clip.config.params.is_some_and(|p| p.full_range) { &FULL_RANGE } else { &LIMITED_RANGE };
-    let mut rgb = vec![0; width * height * 3];
-    let mut shifts = vec![[0_i32; 3]; half_width];
-    let planes = yuv.y.chunks_exact(width * 2).zip(yuv.u.chunks_exact(half_width)).zip(yuv.v.chunks_exact(half_width));
-    // Two rows share their chroma.
-    for (out, ((y, u), v)) in rgb.chunks_exact_mut(width * 6).zip(planes) {
-        for (shift, (&u, &v)) in shifts.iter_mut().zip(u.iter().zip(v)) {
-            let (u, v) = (i32::from(u) - 128, i32::from(v) - 128);
-            *shift =
-                [scale.red_v * v, scale.green_u * u + scale.green_v * v, scale.blue_u * u].map(|s| s + scale.offset);
-        }
-        for (out, y) in out.chunks_exact_mut(width * 3).zip(y.chunks_exact(width)) {
-            for ((out, y), &[r, g, b]) in out.chunks_exact_mut(6).zip(y.chunks_exact(2)).zip(&shifts) {
-                for (out, &y) in out.chunks_exact_mut(3).zip(y) {
-                    let luma = i32::from(y) * scale.luma;
-                    out[0] = ((luma + r) >> 16).clamp(0, 255) as u8;
-                    out[1] = ((luma + g) >> 16).clamp(0, 255) as u8;
-                    out[2] = ((luma + b) >> 16).clamp(0, 255) as u8;
-                }
-            }
-        }
-    }
-    Ok(turned(Picture { width, height, rgb }, clip.quarter_turns))
-}
-
-/// YCbCr → RGB in 16-bit fixed point; `offset` holds the rounding and the luma of black.
-struct Scale {
-    luma: i32,
-    red_v: i32,
-    green_u: i32,
-    green_v: i32,
-    blue_u: i32,
-    offset: i32,
-}
-
-/// BT.601, luma 16 to 235: 255/219, and 255/224 times 1.402, -0.344136, -0.714136, 1.772.
-const LIMITED_RANGE: Scale = Scale {
-    luma: 76_309,
-    red_v: 104_597,
-    green_u: -25_675,
-    green_v: -53_279,
-    blue_u: 132_201,
-    offset: (1 << 15) - 16 * 76_309,
-};
-
-/// BT.601, luma 0 to 255, as in JPEG.
-const FULL_RANGE: Scale =
-    Scale { luma: 1 << 16, red_v: 91_881, green_u: -22_554, green_v: -46_802, blue_u: 116_130, offset: 1 << 15 };
-
-/// Turns a picture clockwise.
-fn turned(picture: Picture, quarter_turns: u8) -> Picture {
-    if quarter_turns == 0 {
-        return picture;
-    }
-    let Picture { width, height, rgb } = picture;
-    let (out_width, out_height) = if quarter_turns.is_multiple_of(2) { (width, height) } else { (height, width) };
-    let mut out = Vec::with_capacity(rgb.len());
-    for y in 0..out_height {
-        for x in 0..out_width {
-            let (from_x, from_y) = match quarter_turns {
-                1 => (y, height - 1 - x),
-                2 => (width - 1 - x, height - 1 - y),
-                _ => (width - 1 - y, x),
-            };
-            let at = (from_y * width + from_x) * 3;
-            out.extend_from_slice(&rgb[at..at + 3]);
-        }
-    }
-    Picture { width: out_width, height: out_height, rgb: out }
+    let planes = Planes { y: &yuv.y, u: &yuv.u, v: &yuv.v, strides: [yuv.width, yuv.width / 2, yuv.width / 2] };
+    let full_range = clip.config.params.is_some_and(|p| p.full_range);
+    Ok(rgb::turned(rgb::of_420(yuv.width, yuv.height, &planes, full_range)?, clip.quarter_turns))
 }

@@ -1,15 +1,18 @@
 //! One corpus: its manifest, tokenizer, rejects, and each of its shards.
 
 use std::collections::{BTreeMap, HashSet};
+use std::time::Duration;
 
 use arrow::array::AsArray;
 use bytes::Bytes;
+use imp_schemas::histogram::Histogram;
 use imp_schemas::manifest::Manifest;
 use imp_schemas::shard::{Digest, rejects_key, tokenizer_key, tombstones_key};
 use imp_schemas::store::{Snapshot, Store, StoreError};
+use imp_schemas::tombstone::Hidden;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
-use super::{Checked, Probe, shard};
+use super::{Checked, Probe, media_index, numbers, objects, shard};
 use crate::ShardsError;
 use crate::finding::Findings;
 
@@ -23,9 +26,18 @@ pub(crate) struct Corpus<'a> {
     /// Rows of the corpus whose media are decoded: each `probe_every`th, none if 0.
     pub probe_every: u64,
     pub n_decoded: u64,
+    pub hidden: Hidden,
+    /// Of every row, hidden ones included, as the manifest counts them.
+    pub histograms: BTreeMap<String, Histogram>,
 }
 
-pub(crate) fn check(store: &Store, name: &str, probe: Probe, findings: &mut Findings) -> Result<Checked, ShardsError> {
+pub(crate) fn check(
+    store: &Store,
+    name: &str,
+    probe: Probe,
+    orphan_age: Duration,
+    findings: &mut Findings,
+) -> Result<Checked, ShardsError> {
     let snapshot = match store.manifest(name) {
         Ok(snapshot) => snapshot,
         Err(StoreError::Manifest(error)) => {
@@ -41,13 +53,15 @@ pub(crate) fn check(store: &Store, name: &str, probe: Probe, findings: &mut Find
     }
     check_tokenizer(store, manifest, findings)?;
     check_rejects(store, name, manifest, findings)?;
+    let hidden = check_tombstones(store, manifest, findings)?;
     let n_bytes = manifest.shards.iter().map(|s| s.n_bytes).sum();
     let probe_every = match probe {
         Probe::All => 1,
         Probe::Sample(0) => 0,
         Probe::Sample(n) => manifest.n_records.div_ceil(n).max(1),
     };
-    let mut corpus = Corpus { store, name, manifest, keys: HashSet::new(), probe_every, n_decoded: 0 };
+    let (keys, histograms) = (HashSet::new(), BTreeMap::new());
+    let mut corpus = Corpus { store, name, manifest, keys, probe_every, n_decoded: 0, hidden, histograms };
     let bar = super::bar(name, n_bytes);
     let mut first_row = 0;
     for entry in &manifest.shards {
@@ -55,6 +69,12 @@ pub(crate) fn check(store: &Store, name: &str, probe: Probe, findings: &mut Find
         first_row += entry.n_rows;
     }
     bar.finish_and_clear();
+    // What could not be read is found already; half the rows would give half the counts.
+    if findings.n() == 0 {
+        numbers::check_histograms(name, manifest, &corpus.histograms, findings);
+    }
+    media_index::check(store, name, &snapshot, findings)?;
+    objects::check(store, name, *version, orphan_age, findings)?;
     Ok(Checked {
         corpus: name.to_owned(),
         snapshot: *version,
@@ -141,6 +161,42 @@ fn check_rejects(store: &Store, name: &str, manifest: &Manifest, findings: &mut 
         findings.push("rejects", format!("{name}/manifests"), found, remedy);
     }
     Ok(())
+}
+
+/// Every tombstone names a row of a shard of the manifest, once, and each shard has as many as its entry says.
+fn check_tombstones(store: &Store, manifest: &Manifest, findings: &mut Findings) -> Result<Hidden, ShardsError> {
+    let remedy = "roll back to the snapshot before, and hide the rows again";
+    let place = format!("{}/tombstones", manifest.corpus);
+    let tombstones = match store.tombstones(manifest) {
+        Ok(tombstones) => tombstones,
+        Err(StoreError::NotFound { .. }) => return Ok(Hidden::default()),
+        Err(error @ StoreError::Table { .. }) => {
+            findings.push("tombstones", place, chain(&error), remedy);
+            return Ok(Hidden::default());
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let n_rows: BTreeMap<&Digest, u64> = manifest.shards.iter().map(|s| (&s.digest, s.n_rows)).collect();
+    for tombstone in &tombstones {
+        if n_rows.get(&tombstone.shard).is_none_or(|n| tombstone.row >= *n) {
+            let found =
+                format!("it hides row {} of shard {}…, which is not there", tombstone.row, tombstone.shard.short());
+            findings.push("tombstones", place.as_str(), found, remedy);
+        }
+    }
+    let hidden = Hidden::of(&tombstones);
+    for shard in &manifest.shards {
+        let found = hidden.rows(&shard.digest).len() as u64;
+        if found != shard.n_deleted {
+            let what = format!(
+                "it hides {found} rows of shard {}…, the manifest says {}",
+                shard.digest.short(),
+                shard.n_deleted
+            );
+            findings.push("tombstones", place.as_str(), what, remedy);
+        }
+    }
+    Ok(hidden)
 }
 
 fn count_reasons(bytes: Bytes) -> Result<BTreeMap<String, u64>, parquet::errors::ParquetError> {

@@ -1,0 +1,613 @@
+//! libav behind safe types: every pointer and every `unsafe` of the feature `ffmpeg` is here.
+//!
+//! In: the bytes of a file. Out: packets, frames, and what the container says. Never: a file or socket opened by libav, a
+//! decoder that starts threads or is shared between them, a frame larger than the limits.
+
+use std::ffi::{CStr, c_int, c_void};
+use std::marker::PhantomData;
+use std::ptr::{self, NonNull};
+use std::sync::Once;
+
+use ffmpeg_sys_next as ffi;
+
+use crate::media::{MediaError, MediaLimits, Picture, rgb};
+
+/// Bytes that libav asks for at a time.
+const IO_BUFFER: usize = 32 << 10;
+
+/// More streams than any clip has; a header may claim thousands.
+const MAX_STREAMS: c_int = 64;
+
+/// Containers that hold sound or video, by the first of libav's names. Others of its formats are playlists that open other
+/// files, text that is rendered, or raw data that anything could be.
+const FORMATS: [&str; 32] = [
+    "mov",
+    "matroska",
+    "avi",
+    "asf",
+    "mpeg",
+    "mpegvideo",
+    "mpegts",
+    "ogg",
+    "flv",
+    "ac3",
+    "eac3",
+    "dts",
+    "truehd",
+    "wav",
+    "w64",
+    "au",
+    "caf",
+    "aiff",
+    "gif",
+    "mp3",
+    "aac",
+    "flac",
+    "wv",
+    "ape",
+    "tta",
+    "tak",
+    "amr",
+    "rm",
+    "mxf",
+    "nut",
+    "ivf",
+    "voc",
+];
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Video,
+    Sound,
+}
+
+impl Kind {
+    fn of_libav(self) -> ffi::AVMediaType {
+        match self {
+            Self::Video => ffi::AVMediaType::AVMEDIA_TYPE_VIDEO,
+            Self::Sound => ffi::AVMediaType::AVMEDIA_TYPE_AUDIO,
+        }
+    }
+}
+
+fn corrupt(detail: impl Into<String>) -> MediaError {
+    MediaError::Corrupt { detail: detail.into() }
+}
+
+/// libav's words for an error code.
+fn words(code: c_int) -> String {
+    let mut text = [0_u8; 128];
+    // SAFETY: `av_strerror` writes at most the length it is given, and ends the text with a zero.
+    unsafe { ffi::av_strerror(code, text.as_mut_ptr().cast(), text.len()) };
+    CStr::from_bytes_until_nul(&text).map_or_else(|_| code.to_string(), |text| text.to_string_lossy().into_owned())
+}
+
+fn checked(code: c_int, place: &str) -> Result<c_int, MediaError> {
+    match code {
+        0.. => Ok(code),
+        ffi::AVERROR_EOF => Err(MediaError::Truncated { detail: format!("{place}: the file ends inside it") }),
+        ffi::AVERROR_DECODER_NOT_FOUND | ffi::AVERROR_PATCHWELCOME => Err(MediaError::UnsupportedCodec {
+            codec: format!("of {place} ({})", words(code)),
+            remedy: "re-encode it with a common codec",
+        }),
+        code => Err(corrupt(format!("{place}: {}", words(code)))),
+    }
+}
+
+/// What libav reads from.
+struct Source<'a> {
+    bytes: &'a [u8],
+    at: u64,
+}
+
+/// Called by libav: copies the next bytes.
+unsafe extern "C" fn read(source: *mut c_void, buffer: *mut u8, size: c_int) -> c_int {
+    // SAFETY: libav hands back the pointer it was given, which `Input` keeps alive and touches nowhere else.
+    let source = unsafe { &mut *source.cast::<Source<'_>>() };
+    let rest = usize::try_from(source.at).ok().and_then(|at| source.bytes.get(at..)).unwrap_or_default();
+    let n = rest.len().min(usize::try_from(size).unwrap_or(0));
+    if n == 0 {
+        return ffi::AVERROR_EOF;
+    }
+    // SAFETY: `buffer` has room for `size` bytes, `n` is not more, and it is libav's own memory, not `rest`.
+    unsafe { ptr::copy_nonoverlapping(rest.as_ptr(), buffer, n) };
+    source.at += n as u64;
+    n as c_int
+}
+
+/// Called by libav: moves as `lseek` does, so past the end too.
+unsafe extern "C" fn seek(source: *mut c_void, offset: i64, whence: c_int) -> i64 {
+    // SAFETY: as in `read`.
+    let source = unsafe { &mut *source.cast::<Source<'_>>() };
+    let len = source.bytes.len() as i64;
+    let base = match whence & !ffi::AVSEEK_FORCE {
+        ffi::AVSEEK_SIZE => return len,
+        0 => 0,
+        1 => i64::try_from(source.at).unwrap_or(len),
+        2 => len,
+        _ => return -1,
+    };
+    match base.checked_add(offset).map(u64::try_from) {
+        Some(Ok(at)) => {
+            source.at = at;
+            at as i64
+        }
+        _ => -1,
+    }
+}
+
+/// What the container says about a stream.
+#[derive(Debug, Clone)]
+pub(super) struct StreamFacts {
+    /// libav's short name.
+    pub codec: String,
+    pub seconds_per_tick: f64,
+    /// Seconds, where a header says so.
+    pub claimed: Option<f64>,
+}
+
+/// An opened container.
+pub(super) struct Input<'a> {
+    context: *mut ffi::AVFormatContext,
+    io: *mut ffi::AVIOContext,
+    source: *mut Source<'a>,
+}
+
+impl<'a> Input<'a> {
+    /// Recognises the container and reads its headers; `None` if it is none of `FORMATS`.
+    pub(super) fn open(bytes: &'a [u8], limits: &MediaLimits) -> Result<Option<Self>, MediaError> {
+        static QUIET: Once = Once::new();
+        // SAFETY: sets a number, once. What libav would print, its error codes say.
+        QUIET.call_once(|| unsafe { ffi::av_log_set_level(ffi::AV_LOG_QUIET) });
+        let no_memory = || corrupt("libav got no memory");
+        let source = Box::into_raw(Box::new(Source { bytes, at: 0 }));
+        let mut input = Self { context: ptr::null_mut(), io: ptr::null_mut(), source };
+        // SAFETY: each pointer is checked before it is used, and `Drop` frees whichever were made.
+        unsafe {
+            let buffer = ffi::av_malloc(IO_BUFFER);
+            if buffer.is_null() {
+                return Err(no_memory());
+            }
+            let size = IO_BUFFER as c_int;
+            input.io = ffi::avio_alloc_context(buffer.cast(), size, 0, source.cast(), Some(read), None, Some(seek));
+            if input.io.is_null() {
+                ffi::av_free(buffer);
+                return Err(no_memory());
+            }
+            let mut format = ptr::null();
+            if ffi::av_probe_input_buffer2(input.io, &raw mut format, c"".as_ptr(), ptr::null_mut(), 0, 0) < 0 {
+                return Ok(None);
+            }
+            let names = CStr::from_ptr((*format).name).to_string_lossy();
+            if !names.split(',').next().is_some_and(|name| FORMATS.contains(&name)) {
+                return Ok(None);
+            }
+            input.context = ffi::avformat_alloc_context();
+            if input.context.is_null() {
+                return Err(no_memory());
+            }
+            (*input.context).pb = input.io;
+            (*input.context).max_streams = MAX_STREAMS;
+            (*input.context).error_recognition = ffi::AV_EF_CRCCHECK | ffi::AV_EF_BUFFER;
+            // A failure frees the context and sets the pointer to null.
+            let code = ffi::avformat_open_input(&raw mut input.context, c"".as_ptr(), format, ptr::null_mut());
+            checked(code, "the container's header")?;
+            input.look_ahead(limits)?;
+        }
+        Ok(Some(input))
+    }
+
+    /// Lets libav decode a few frames, which some containers need to say what is in them, under the limits.
+    ///
+    /// # Safety
+    /// `self.context` is open.
+    unsafe fn look_ahead(&mut self, limits: &MediaLimits) -> Result<(), MediaError> {
+        // SAFETY: one dictionary per stream, as libav wants; each is freed whatever the outcome.
+        unsafe {
+            let n = (*self.context).nb_streams as usize;
+            let mut options: Vec<*mut ffi::AVDictionary> = vec![ptr::null_mut(); n];
+            let max_pixels = i64::try_from(limits.max_pixels).unwrap_or(i64::MAX);
+            for dictionary in &mut options {
+                ffi::av_dict_set_int(dictionary, c"max_pixels".as_ptr(), max_pixels, 0);
+                ffi::av_dict_set_int(dictionary, c"threads".as_ptr(), 1, 0);
+            }
+            let first = if n == 0 { ptr::null_mut() } else { options.as_mut_ptr() };
+            let code = ffi::avformat_find_stream_info(self.context, first);
+            for dictionary in &mut options {
+                ffi::av_dict_free(dictionary);
+            }
+            checked(code, "the streams' headers").map(|_| ())
+        }
+    }
+
+    fn streams(&self) -> &[*mut ffi::AVStream] {
+        // SAFETY: libav keeps `nb_streams` valid pointers there, and null only where there are none.
+        unsafe {
+            let n = (*self.context).nb_streams as usize;
+            if n == 0 { &[] } else { std::slice::from_raw_parts((*self.context).streams, n) }
+        }
+    }
+
+    /// The first stream of a kind that is no cover picture.
+    pub(super) fn first(&self, kind: Kind) -> Option<usize> {
+        self.streams().iter().position(|&stream| {
+            // SAFETY: a stream of an open container has its parameters.
+            unsafe {
+                (*(*stream).codecpar).codec_type == kind.of_libav()
+                    && (*stream).disposition & ffi::AV_DISPOSITION_ATTACHED_PIC == 0
+            }
+        })
+    }
+
+    pub(super) fn facts(&self, stream_idx: usize) -> StreamFacts {
+        // SAFETY: as in `first`; a codec's name is static, and there is one for every number.
+        unsafe {
+            let stream = self.streams()[stream_idx];
+            let codec = CStr::from_ptr(ffi::avcodec_get_name((*(*stream).codecpar).codec_id));
+            let base = (*stream).time_base;
+            let seconds_per_tick = f64::from(base.num) / f64::from(base.den.max(1));
+            let guessed = (*self.context).duration_estimation_method
+                == ffi::AVDurationEstimationMethod::AVFMT_DURATION_FROM_BITRATE;
+            let ticks = Some((*stream).duration).filter(|ticks| *ticks > 0);
+            let whole = Some((*self.context).duration).filter(|us| *us > 0).map(|us| us as f64 * 1e-6);
+            let claimed = ticks.map(|ticks| ticks as f64 * seconds_per_tick).or(whole).filter(|_| !guessed);
+            StreamFacts { codec: codec.to_string_lossy().into_owned(), seconds_per_tick, claimed }
+        }
+    }
+
+    /// Reads the next packet of `stream_idx`; false at the end.
+    pub(super) fn next(&mut self, stream_idx: usize, packet: &mut Packet) -> Result<bool, MediaError> {
+        loop {
+            // SAFETY: both are open; a packet that holds something is emptied first.
+            let code = unsafe {
+                ffi::av_packet_unref(packet.0.as_ptr());
+                ffi::av_read_frame(self.context, packet.0.as_ptr())
+            };
+            if code == ffi::AVERROR_EOF {
+                return Ok(false);
+            }
+            checked(code, "the next packet")?;
+            // SAFETY: the call succeeded, so the fields are set.
+            if usize::try_from(unsafe { packet.0.as_ref() }.stream_index) == Ok(stream_idx) {
+                return Ok(true);
+            }
+        }
+    }
+}
+
+impl Drop for Input<'_> {
+    fn drop(&mut self) {
+        // SAFETY: each was made by `open` and is freed once, the context before what it reads from.
+        unsafe {
+            if !self.context.is_null() {
+                ffi::avformat_close_input(&raw mut self.context);
+            }
+            if !self.io.is_null() {
+                ffi::av_freep((&raw mut (*self.io).buffer).cast());
+                ffi::avio_context_free(&raw mut self.io);
+            }
+            drop(Box::from_raw(self.source));
+        }
+    }
+}
+
+/// A piece of a stream, as stored.
+pub(super) struct Packet(NonNull<ffi::AVPacket>);
+
+impl Packet {
+    pub(super) fn new() -> Result<Self, MediaError> {
+        // SAFETY: makes an empty packet, or gives null.
+        let packet = unsafe { ffi::av_packet_alloc() };
+        NonNull::new(packet).map(Self).ok_or_else(|| corrupt("libav got no memory"))
+    }
+
+    fn get(&self) -> &ffi::AVPacket {
+        // SAFETY: the packet is ours and was made by `av_packet_alloc`.
+        unsafe { self.0.as_ref() }
+    }
+
+    /// Ticks; `None` where the container does not say.
+    pub(super) fn pts(&self) -> Option<i64> {
+        Some(self.get().pts).filter(|pts| *pts != ffi::AV_NOPTS_VALUE)
+    }
+
+    pub(super) fn starts(&self) -> bool {
+        self.get().flags & ffi::AV_PKT_FLAG_KEY != 0
+    }
+
+    /// It is decoded for others' sake and not shown.
+    pub(super) fn is_hidden(&self) -> bool {
+        self.get().flags & ffi::AV_PKT_FLAG_DISCARD != 0
+    }
+
+    pub(super) fn is_cut(&self) -> bool {
+        self.get().flags & ffi::AV_PKT_FLAG_CORRUPT != 0
+    }
+
+    /// Where it was read from; for some containers that is a header before it.
+    pub(super) fn offset(&self) -> Option<usize> {
+        usize::try_from(self.get().pos).ok()
+    }
+
+    pub(super) fn bytes(&self) -> &[u8] {
+        let packet = self.get();
+        if packet.data.is_null() {
+            return &[];
+        }
+        // SAFETY: libav keeps `size` bytes there as long as the packet lives.
+        unsafe { std::slice::from_raw_parts(packet.data, usize::try_from(packet.size).unwrap_or(0)) }
+    }
+}
+
+impl Drop for Packet {
+    fn drop(&mut self) {
+        let mut packet = self.0.as_ptr();
+        // SAFETY: ours, freed once.
+        unsafe { ffi::av_packet_free(&raw mut packet) };
+    }
+}
+
+/// A decoder of one stream, of one call: `PhantomData` keeps it on its thread.
+pub(super) struct Codec(NonNull<ffi::AVCodecContext>, PhantomData<*mut ()>);
+
+impl Codec {
+    pub(super) fn open(input: &Input<'_>, stream_idx: usize, limits: &MediaLimits) -> Result<Self, MediaError> {
+        let name = input.facts(stream_idx).codec;
+        let stream = input.streams()[stream_idx];
+        // SAFETY: the stream's parameters are valid while `input` is; `Codec` frees the context when anything fails.
+        unsafe {
+            let params = (*stream).codecpar;
+            let found = u64::try_from((*params).width).unwrap_or(0) * u64::try_from((*params).height).unwrap_or(0);
+            if found > limits.max_pixels {
+                return Err(MediaError::TooLarge { what: "pixels of a frame", found, limit: limits.max_pixels });
+            }
+            let decoder = ffi::avcodec_find_decoder((*params).codec_id);
+            if decoder.is_null() {
+                return Err(MediaError::UnsupportedCodec {
+                    codec: name,
+                    remedy: "the system's libav has no decoder for it: re-encode it with a common codec",
+                });
+            }
+            let context = NonNull::new(ffi::avcodec_alloc_context3(decoder));
+            let codec = Self(context.ok_or_else(|| corrupt("libav got no memory"))?, PhantomData);
+            let context = codec.0.as_ptr();
+            checked(ffi::avcodec_parameters_to_context(context, params), &format!("{name}, its parameters"))?;
+            (*context).thread_count = 1;
+            (*context).pkt_timebase = (*stream).time_base;
+            (*context).max_pixels = i64::try_from(limits.max_pixels).unwrap_or(i64::MAX);
+            (*context).err_recognition =
+                ffi::AV_EF_CRCCHECK | ffi::AV_EF_BITSTREAM | ffi::AV_EF_BUFFER | ffi::AV_EF_EXPLODE;
+            checked(ffi::avcodec_open2(context, decoder, ptr::null_mut()), &format!("{name}, its parameters"))?;
+            Ok(codec)
+        }
+    }
+
+    /// Hands a packet over; `None` is the end of the stream.
+    pub(super) fn send(&mut self, packet: Option<&Packet>, place: &str) -> Result<(), MediaError> {
+        let packet = packet.map_or(ptr::null(), |packet| packet.0.as_ptr().cast_const());
+        // SAFETY: the context is open, and the packet is read, not kept.
+        checked(unsafe { ffi::avcodec_send_packet(self.0.as_ptr(), packet) }, place).map(|_| ())
+    }
+
+    /// Takes the next frame that is ready; false when there is none.
+    pub(super) fn receive(&mut self, frame: &mut Frame, place: &str) -> Result<bool, MediaError> {
+        // SAFETY: the context is open; what the frame held is released by the call.
+        let code = unsafe { ffi::avcodec_receive_frame(self.0.as_ptr(), frame.0.as_ptr()) };
+        if code == ffi::AVERROR_EOF || code == ffi::AVERROR(ffi::EAGAIN) {
+            return Ok(false);
+        }
+        checked(code, place)?;
+        let broken = frame.get().flags & ffi::AV_FRAME_FLAG_CORRUPT != 0 || frame.get().decode_error_flags != 0;
+        if broken { Err(corrupt(format!("{place}: parts of it are missing or damaged"))) } else { Ok(true) }
+    }
+}
+
+impl Drop for Codec {
+    fn drop(&mut self) {
+        let mut context = self.0.as_ptr();
+        // SAFETY: ours, freed once.
+        unsafe { ffi::avcodec_free_context(&raw mut context) };
+    }
+}
+
+/// What a decoder made: a picture, or some samples of each channel.
+pub(super) struct Frame(NonNull<ffi::AVFrame>);
+
+impl Frame {
+    pub(super) fn new() -> Result<Self, MediaError> {
+        // SAFETY: makes an empty frame, or gives null.
+        let frame = unsafe { ffi::av_frame_alloc() };
+        NonNull::new(frame).map(Self).ok_or_else(|| corrupt("libav got no memory"))
+    }
+
+    fn get(&self) -> &ffi::AVFrame {
+        // SAFETY: the frame is ours and was made by `av_frame_alloc`.
+        unsafe { self.0.as_ref() }
+    }
+
+    /// Ticks; `None` where neither the container nor the codec say.
+    pub(super) fn pts(&self) -> Option<i64> {
+        Some(self.get().best_effort_timestamp).filter(|pts| *pts != ffi::AV_NOPTS_VALUE)
+    }
+
+    pub(super) fn size(&self) -> (usize, usize) {
+        let side = |side: c_int| usize::try_from(side).unwrap_or(0);
+        (side(self.get().width), side(self.get().height))
+    }
+
+    /// The bytes of a plane, with the distance from row to row; `None` for one that is stored upside down.
+    fn plane(&self, plane: usize, width: usize, height: usize) -> Option<(&[u8], usize)> {
+        let frame = self.get();
+        let stride = usize::try_from(frame.linesize[plane]).ok().filter(|stride| *stride >= width)?;
+        let data = NonNull::new(frame.data[plane]).filter(|_| height > 0)?;
+        // SAFETY: libav keeps at least the rows' bytes there while the frame lives.
+        Some((unsafe { std::slice::from_raw_parts(data.as_ptr(), stride * (height - 1) + width) }, stride))
+    }
+
+    /// The frame in RGB. 8-bit 4:2:0 goes through the same arithmetic as that of the decoder in Rust.
+    pub(super) fn picture(&self) -> Result<Picture, MediaError> {
+        use ffi::AVPixelFormat as Format;
+        let (width, height) = self.size();
+        let format = self.get().format;
+        let is_full = format == Format::AV_PIX_FMT_YUVJ420P as c_int;
+        if is_full || format == Format::AV_PIX_FMT_YUV420P as c_int {
+            let (half_width, half_height) = (width.div_ceil(2), height.div_ceil(2));
+            let planes = (
+                self.plane(0, width, height),
+                self.plane(1, half_width, half_height),
+                self.plane(2, half_width, half_height),
+            );
+            if let (Some((y, y_stride)), Some((u, u_stride)), Some((v, v_stride))) = planes {
+                let is_full = is_full || self.get().color_range == ffi::AVColorRange::AVCOL_RANGE_JPEG;
+                let planes = rgb::Planes { y, u, v, strides: [y_stride, u_stride, v_stride] };
+                return rgb::of_420(width, height, &planes, is_full);
+            }
+        }
+        self.scaled()
+    }
+
+    /// MD5 of an 8-bit 4:2:0 frame's planes, without what stands between rows: ffmpeg's `framemd5`.
+    #[cfg(all(test, feature = "real-data"))]
+    pub(super) fn md5(&self) -> Option<String> {
+        let (width, height) = self.size();
+        let mut raw = Vec::with_capacity(width * height * 3 / 2);
+        for (i, [width, height]) in [[width, height], [width.div_ceil(2), height.div_ceil(2)]].into_iter().enumerate() {
+            for plane in if i == 0 { 0..1 } else { 1..3 } {
+                let (bytes, stride) = self.plane(plane, width, height)?;
+                bytes.chunks(stride).for_each(|row| raw.extend(&row[..width]));
+            }
+        }
+        let mut sum = [0_u8; 16];
+        // SAFETY: writes 16 bytes, reads as many as are there.
+        unsafe { ffi::av_md5_sum(sum.as_mut_ptr(), raw.as_ptr(), raw.len()) };
+        Some(sum.iter().map(|b| format!("{b:02x}")).collect())
+    }
+
+    /// Any other format, by swscale with the same matrix; what is transparent becomes white.
+    fn scaled(&self) -> Result<Picture, MediaError> {
+        let (width, height) = self.size();
+        let place = || corrupt(format!("a frame of {width} x {height} does not turn into RGB"));
+        let frame = self.get();
+        // SAFETY: the decoder set a format that libav knows, which the enum lists.
+        let format: ffi::AVPixelFormat = unsafe { std::mem::transmute(frame.format) };
+        // SAFETY: gives a static table or null.
+        let table = unsafe { ffi::av_pix_fmt_desc_get(format).as_ref() }.ok_or_else(place)?;
+        let has_alpha = table.flags & u64::try_from(ffi::AV_PIX_FMT_FLAG_ALPHA).unwrap_or(0) != 0;
+        let (n_values, wanted) = if has_alpha {
+            (4, ffi::AVPixelFormat::AV_PIX_FMT_RGBA)
+        } else {
+            (3, ffi::AVPixelFormat::AV_PIX_FMT_RGB24)
+        };
+        // swscale may write past a row's last pixel by the width of its registers.
+        let stride = (width * n_values).next_multiple_of(64) + 64;
+        let mut out = vec![0_u8; stride * height];
+        let (c_width, c_height) = (frame.width, frame.height);
+        let flags = ffi::SWS_BILINEAR | ffi::SWS_ACCURATE_RND | ffi::SWS_FULL_CHR_H_INT;
+        let none = ptr::null_mut();
+        // SAFETY: both pictures have the size that the scaler is made for, and `out` its rows; the scaler is freed.
+        let n_rows = unsafe {
+            let scaler = ffi::sws_getContext(
+                c_width,
+                c_height,
+                format,
+                c_width,
+                c_height,
+                wanted,
+                flags,
+                none,
+                none,
+                ptr::null(),
+            );
+            if scaler.is_null() {
+                return Err(place());
+            }
+            let matrix = ffi::sws_getCoefficients(ffi::SWS_CS_ITU601);
+            let is_full = frame.color_range == ffi::AVColorRange::AVCOL_RANGE_JPEG;
+            // Fails for formats without a range, which need none.
+            ffi::sws_setColorspaceDetails(scaler, matrix, c_int::from(is_full), matrix, 1, 0, 1 << 16, 1 << 16);
+            let to = [out.as_mut_ptr(), none.cast(), none.cast(), none.cast()];
+            let strides = [stride as c_int, 0, 0, 0];
+            let from = frame.data.as_ptr().cast();
+            let n = ffi::sws_scale(scaler, from, frame.linesize.as_ptr(), 0, c_height, to.as_ptr(), strides.as_ptr());
+            ffi::sws_freeContext(scaler);
+            n
+        };
+        if n_rows != c_height {
+            return Err(place());
+        }
+        let mut rgb = Vec::with_capacity(width * height * 3);
+        for row in out.chunks_exact(stride) {
+            for pixel in row[..width * n_values].chunks_exact(n_values) {
+                let alpha = pixel.get(3).map_or(255, |a| u32::from(*a));
+                let over_white = |c: u8| ((u32::from(c) * alpha + 255 * (255 - alpha) + 127) / 255) as u8;
+                rgb.extend(pixel[..3].iter().map(|c| over_white(*c)));
+            }
+        }
+        Ok(Picture { width, height, rgb })
+    }
+
+    /// Replaces `out` by the samples, interleaved, full scale ±1; gives rate and channels.
+    pub(super) fn samples(&self, out: &mut Vec<f32>) -> Result<(u32, usize), MediaError> {
+        use ffi::AVSampleFormat as Format;
+        out.clear();
+        let frame = self.get();
+        let n = usize::try_from(frame.nb_samples).unwrap_or(0);
+        let n_channels = usize::try_from(frame.ch_layout.nb_channels).unwrap_or(0);
+        let rate = u32::try_from(frame.sample_rate).unwrap_or(0);
+        // SAFETY: the decoder set a format that libav knows, which the enum lists.
+        let format: Format = unsafe { std::mem::transmute(frame.format) };
+        type Read = fn(&[u8]) -> f32;
+        let (width, is_planar, read): (usize, bool, Read) = match format {
+            Format::AV_SAMPLE_FMT_U8 | Format::AV_SAMPLE_FMT_U8P => {
+                (1, format == Format::AV_SAMPLE_FMT_U8P, |b| (f32::from(b[0]) - 128.0) / 128.0)
+            }
+            Format::AV_SAMPLE_FMT_S16 | Format::AV_SAMPLE_FMT_S16P => {
+                let read: Read = |b| f32::from(i16::from_ne_bytes([b[0], b[1]])) / 32_768.0;
+                (2, format == Format::AV_SAMPLE_FMT_S16P, read)
+            }
+            Format::AV_SAMPLE_FMT_S32 | Format::AV_SAMPLE_FMT_S32P => {
+                let read: Read = |b| (f64::from(i32::from_ne_bytes([b[0], b[1], b[2], b[3]])) / 2_147_483_648.0) as f32;
+                (4, format == Format::AV_SAMPLE_FMT_S32P, read)
+            }
+            Format::AV_SAMPLE_FMT_FLT | Format::AV_SAMPLE_FMT_FLTP => {
+                let read: Read = |b| f32::from_ne_bytes([b[0], b[1], b[2], b[3]]);
+                (4, format == Format::AV_SAMPLE_FMT_FLTP, read)
+            }
+            Format::AV_SAMPLE_FMT_DBL | Format::AV_SAMPLE_FMT_DBLP => {
+                let read: Read = |b| f64::from_ne_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]) as f32;
+                (8, format == Format::AV_SAMPLE_FMT_DBLP, read)
+            }
+            _ => return Err(corrupt(format!("samples of libav's format {}", frame.format))),
+        };
+        let n_planes = if is_planar { n_channels } else { 1 };
+        let mut planes = Vec::with_capacity(n_planes);
+        for plane in 0..n_planes {
+            // SAFETY: `extended_data` has a pointer per plane, each to `n` samples of every channel that is in it.
+            let data = unsafe {
+                let data = *frame.extended_data.add(plane);
+                if data.is_null() || n == 0 {
+                    return Ok((rate, n_channels));
+                }
+                std::slice::from_raw_parts(data, n * width * (n_channels / n_planes))
+            };
+            planes.push(data);
+        }
+        out.reserve(n * n_channels);
+        if is_planar {
+            for i in 0..n {
+                out.extend(planes.iter().map(|plane| read(&plane[i * width..])));
+            }
+        } else if let [plane] = planes[..] {
+            out.extend(plane.chunks_exact(width).map(read));
+        }
+        Ok((rate, n_channels))
+    }
+}
+
+impl Drop for Frame {
+    fn drop(&mut self) {
+        let mut frame = self.0.as_ptr();
+        // SAFETY: ours, freed once.
+        unsafe { ffi::av_frame_free(&raw mut frame) };
+    }
+}

@@ -1,0 +1,107 @@
+//! YCbCr planes → RGB, and quarter turns.
+//!
+//! In: the planes of a decoded frame. Out: an upright picture. Never: another result for another decoder's planes: what
+//! ingest saw, the loader sees.
+
+use super::{MediaError, Picture};
+
+/// Three planes, each with the bytes from one row's start to the next.
+pub(super) struct Planes<'a> {
+    pub y: &'a [u8],
+    pub u: &'a [u8],
+    pub v: &'a [u8],
+    pub strides: [usize; 3],
+}
+
+/// RGB of an 8-bit 4:2:0 frame. The matrix is BT.601's, as for most small clips; the range is the stream's.
+///
+/// # Errors
+/// [`MediaError::Corrupt`] if the planes are shorter than the size says.
+pub(super) fn of_420(
+    width: usize,
+    height: usize,
+    planes: &Planes<'_>,
+    full_range: bool,
+) -> Result<Picture, MediaError> {
+    let (half_width, half_height) = (width.div_ceil(2), height.div_ceil(2));
+    let [y_stride, u_stride, v_stride] = planes.strides;
+    let fits = |plane: &[u8], stride: usize, width: usize, height: usize| {
+        stride >= width && height > 0 && plane.len() >= stride * (height - 1) + width
+    };
+    if width == 0
+        || !fits(planes.y, y_stride, width, height)
+        || !fits(planes.u, u_stride, half_width, half_height)
+        || !fits(planes.v, v_stride, half_width, half_height)
+    {
+        return Err(MediaError::Corrupt { detail: format!("a frame of {width} x {height} is not 4:2:0") });
+    }
+    let scale = if full_range { &FULL_RANGE } else { &LIMITED_RANGE };
+    let mut rgb = vec![0; width * height * 3];
+    let mut shifts = vec![[0_i32; 3]; half_width];
+    let halves = planes.u.chunks(u_stride).zip(planes.v.chunks(v_stride));
+    // Two rows share their chroma; the last of an odd height has its own.
+    for ((out, y), (u, v)) in rgb.chunks_mut(width * 6).zip(planes.y.chunks(y_stride * 2)).zip(halves) {
+        for (shift, (&u, &v)) in shifts.iter_mut().zip(u.iter().zip(v)) {
+            let (u, v) = (i32::from(u) - 128, i32::from(v) - 128);
+            *shift =
+                [scale.red_v * v, scale.green_u * u + scale.green_v * v, scale.blue_u * u].map(|s| s + scale.offset);
+        }
+        for (out, y) in out.chunks_exact_mut(width * 3).zip(y.chunks(y_stride)) {
+            for ((out, y), &[r, g, b]) in out.chunks_mut(6).zip(y[..width].chunks(2)).zip(&shifts) {
+                for (out, &y) in out.chunks_exact_mut(3).zip(y) {
+                    let luma = i32::from(y) * scale.luma;
+                    out[0] = ((luma + r) >> 16).clamp(0, 255) as u8;
+                    out[1] = ((luma + g) >> 16).clamp(0, 255) as u8;
+                    out[2] = ((luma + b) >> 16).clamp(0, 255) as u8;
+                }
+            }
+        }
+    }
+    Ok(Picture { width, height, rgb })
+}
+
+/// YCbCr → RGB in 16-bit fixed point; `offset` holds the rounding and the luma of black.
+struct Scale {
+    luma: i32,
+    red_v: i32,
+    green_u: i32,
+    green_v: i32,
+    blue_u: i32,
+    offset: i32,
+}
+
+/// BT.601, luma 16 to 235: 255/219, and 255/224 times 1.402, -0.344136, -0.714136, 1.772.
+const LIMITED_RANGE: Scale = Scale {
+    luma: 76_309,
+    red_v: 104_597,
+    green_u: -25_675,
+    green_v: -53_279,
+    blue_u: 132_201,
+    offset: (1 << 15) - 16 * 76_309,
+};
+
+/// BT.601, luma 0 to 255, as in JPEG.
+const FULL_RANGE: Scale =
+    Scale { luma: 1 << 16, red_v: 91_881, green_u: -22_554, green_v: -46_802, blue_u: 116_130, offset: 1 << 15 };
+
+/// Turns a picture clockwise.
+pub(super) fn turned(picture: Picture, quarter_turns: u8) -> Picture {
+    if quarter_turns == 0 {
+        return picture;
+    }
+    let Picture { width, height, rgb } = picture;
+    let (out_width, out_height) = if quarter_turns.is_multiple_of(2) { (width, height) } else { (height, width) };
+    let mut out = Vec::with_capacity(rgb.len());
+    for y in 0..out_height {
+        for x in 0..out_width {
+            let (from_x, from_y) = match quarter_turns {
+                1 => (y, height - 1 - x),
+                2 => (width - 1 - x, height - 1 - y),
+                _ => (width - 1 - y, x),
+            };
+            let at = (from_y * width + from_x) * 3;
+            out.extend_from_slice(&rgb[at..at + 3]);
+        }
+    }
+    Picture { width: out_width, height: out_height, rgb: out }
+}
