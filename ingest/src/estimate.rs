@@ -1,11 +1,11 @@
 //! What a run will read, write, need and take, before it runs.
 //!
-//! In: a config and a store. Out: an [`Estimate`]: counts are exact where a listing gives them; shares, sizes and times come
+//! In: a config. Out: an [`Estimate`]: counts are exact where a listing gives them; shares, sizes and times come
 //! from a sample of records that is read and verified as a run would. Never: writes to the store.
 
 use std::time::{Duration, Instant};
 
-use imp_schemas::store::Store;
+use imp_schemas::shard_writer::ROW_GROUP_BYTES;
 use serde::Serialize;
 
 use crate::config::{CorpusConfig, IngestConfig};
@@ -38,6 +38,8 @@ pub struct CorpusEstimate {
     /// Bytes of shards that will be written.
     pub shard_bytes: u64,
     pub n_shards: u64,
+    /// Media of the largest row group, which is held while it is written.
+    pub row_group_bytes: u64,
     /// Requests to the store: puts of shards (or parts), tables, commits, manifest; gets and lists of commits.
     pub n_store_requests: u64,
     /// Requests to hosts of media.
@@ -54,15 +56,15 @@ pub struct Estimate {
     pub corpora: Vec<CorpusEstimate>,
     pub n_workers: usize,
     pub hours: f64,
-    /// Bytes that a worker holds at most.
+    /// Bytes that a worker holds at its peak: what reading and verifying the sample took, and a row group.
     pub memory_bytes: u64,
 }
 
-/// Estimates a run of `config` into `store`.
+/// Estimates a run of `config`.
 ///
 /// # Errors
 /// A corpus or the tokenizer cannot be read.
-pub fn estimate(config: &IngestConfig, store: &Store, progress: &mut Progress) -> Result<Estimate, IngestError> {
+pub fn estimate(config: &IngestConfig, progress: &mut Progress) -> Result<Estimate, IngestError> {
     let mut spool = if config.tokenizer.is_trained() { Some(CaptionSpool::new()?) } else { None };
     let mut opened = Vec::new();
     for corpus in &config.corpora {
@@ -84,14 +86,17 @@ pub fn estimate(config: &IngestConfig, store: &Store, progress: &mut Progress) -
             corpora.push(sample.scaled(config, corpus, &listing, listed));
         }
     }
-    let _ = store;
     let hours = corpora.iter().map(|corpus| corpus.hours).sum();
-    Ok(Estimate { corpora, n_workers: config.workers, hours, memory_bytes: memory_bytes(config) })
+    let row_group = corpora.iter().map(|corpus| corpus.row_group_bytes).max().unwrap_or(0);
+    let memory_bytes = peak_so_far().map_or(config.memory_bytes, |peak| peak + row_group + row_group / 8);
+    Ok(Estimate { corpora, n_workers: config.workers, hours, memory_bytes })
 }
 
-/// What a worker holds at most: media under way, a row group as pages, parts of a shard that go up, and what decoding takes.
-fn memory_bytes(config: &IngestConfig) -> u64 {
-    config.memory_bytes
+/// The most memory that this process has held, in bytes; `None` where the system does not say.
+fn peak_so_far() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib << 10)
 }
 
 /// Units read in full, and some of their records verified.
@@ -158,9 +163,10 @@ impl Sample {
                         sample.kept_bytes += record.media.len() as u64;
                         let n_ids: usize = record.tokens.iter().map(Vec::len).sum();
                         let n_letters: usize = planned.captions.iter().map(String::len).sum();
-                        // Words are compressed about threefold; the rest is keys, digests, numbers and their index.
-                        sample.words_bytes +=
-                            ((n_ids * 4 + n_letters) / 3 + 2 * planned.key.len() + ROW_OVERHEAD) as u64;
+                        // Words are compressed about threefold, keys twofold.
+                        let words = (n_ids * 4 + n_letters) / 3 + planned.key.len() / 2;
+                        let page = if record.media.len() >= OWN_PAGE { PAGE_OVERHEAD } else { 0 };
+                        sample.words_bytes += (words + ROW_OVERHEAD + page) as u64;
                     }
                     Ok(())
                 })?;
@@ -199,8 +205,14 @@ impl Sample {
         let n_shards = shards_per_unit * n_units as f64 * self.n_splits.max(1) as f64;
         let parts = (per_unit / shards_per_unit / PART_BYTES as f64).ceil();
         let puts_per_shard = if parts > 1.0 { parts + 2.0 } else { 1.0 };
-        // A head and the puts of each shard; a get, a table and a commit of each unit; the manifest with its listing.
-        let n_store_requests = n_shards * (1.0 + puts_per_shard) + n_units as f64 * 3.0 + 5.0;
+        // A head and the puts of each shard; a get and a put of each unit's commit, a table where it has rejects; the index of
+        // media, the manifest with its listing, a share of the tokenizer.
+        // Where there are two shards or rules that need it, a footer and keys are read of each, to find duplicates.
+        let gets_per_shard = if n_shards > 1.5 || corpus.clean.near.is_some() { 2.0 } else { 0.0 };
+        let n_tables = if self.n_rejected_unread > 0 || self.n_kept < self.n_tried { n_units as f64 } else { 0.0 };
+        let n_store_requests =
+            n_shards * (1.0 + puts_per_shard + gets_per_shard) + n_units as f64 * 2.0 + n_tables + 4.0;
+        let shard_bytes = shard_bytes + n_shards * SHARD_OVERHEAD;
         let seconds = listed.as_secs_f64()
             + self.reading.as_secs_f64() * by_unit
             + per_tried(self.verifying.as_secs_f64()) * n_readable * (1.0 + pack::SHARE_OF_VERIFYING);
@@ -212,6 +224,8 @@ impl Sample {
             n_rejected: (n_inputs - n_records).round() as u64,
             input_bytes: (n_readable * mean_bytes).round() as u64,
             shard_bytes: shard_bytes.round() as u64,
+            row_group_bytes: (kept_bytes / n_units.max(1) as f64 / self.n_splits.max(1) as f64)
+                .min(ROW_GROUP_BYTES as f64) as u64,
             n_shards: n_shards.round() as u64,
             n_store_requests: n_store_requests.round() as u64,
             n_media_requests: (self.n_urls as f64 * by_unit).round() as u64,
@@ -221,8 +235,13 @@ impl Sample {
     }
 }
 
-/// Bytes of a row beside its medium and words: digest, numbers, page headers, offset index, bloom filters.
-const ROW_OVERHEAD: usize = 330;
+/// Bytes of a row beside its medium and words, compressed: digest, numbers.
+const ROW_OVERHEAD: usize = 48;
+/// Bytes of a page and its place in the index; a medium of [`OWN_PAGE`] has one of its own.
+const PAGE_OVERHEAD: usize = 64;
+const OWN_PAGE: usize = 16 << 10;
+/// Bytes of a shard that do not depend on its rows: bloom filters, footer.
+const SHARD_OVERHEAD: f64 = 28_000.0;
 
 impl std::fmt::Display for Estimate {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

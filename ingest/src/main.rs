@@ -3,6 +3,7 @@
 //! Exit status: 0 when what was asked for is done (for one of many workers: its units), 1 when the run stopped, 2 for a wrong
 //! command line.
 
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -166,13 +167,14 @@ fn main() -> ExitCode {
     }
 }
 
-fn opened(args: &Source) -> Result<(IngestConfig, Store), IngestError> {
+/// The config, and the address of its store.
+fn config_of(args: &Source) -> Result<(IngestConfig, String), IngestError> {
     let file = RunFile::read(&args.config)?;
     let mut config = IngestConfig::of(&file, &args.config)?.only(&args.corpus)?;
     if let Some(root) = &args.root {
         config = config.with_root(root);
     }
-    let store = Store::open(args.store.as_deref().unwrap_or(&file.store))?;
+    let store = args.store.clone().unwrap_or(file.store);
     Ok((config, store))
 }
 
@@ -184,18 +186,25 @@ fn progress(show: Show) -> Progress {
     })
 }
 
+/// Whether programs read what is printed: asked for, or no terminal is there.
+fn is_json(show: Show) -> bool {
+    show == Show::Json || (show == Show::Auto && !std::io::stderr().is_terminal())
+}
+
 fn plan(args: &Source) -> Result<(), IngestError> {
-    let (config, store) = opened(args)?;
-    let estimated = estimate(&config, &store, &mut progress(args.progress))?;
-    match args.progress {
-        Show::Json => println!("{}", serde_json::json!({ "event": "plan", "plan": estimated })),
-        Show::Auto | Show::Plain => println!("{estimated}"),
+    let (config, _) = config_of(args)?;
+    let estimated = estimate(&config, &mut progress(args.progress))?;
+    if is_json(args.progress) {
+        println!("{}", serde_json::json!({ "event": "plan", "plan": estimated }));
+    } else {
+        println!("{estimated}");
     }
     Ok(())
 }
 
 fn ingest(args: &Source, workers: &Workers, mode: Mode) -> Result<(), IngestError> {
-    let (config, store) = opened(args)?;
+    let (config, store) = config_of(args)?;
+    let store = Store::open(&store)?;
     #[expect(
         clippy::disallowed_methods,
         reason = "clusters say by variables which worker this is; this is the one place that reads them"
@@ -203,9 +212,10 @@ fn ingest(args: &Source, workers: &Workers, mode: Mode) -> Result<(), IngestErro
     let variable = |name: &str| std::env::var(name).ok();
     let rank = Rank::detect(workers.rank, workers.of, &variable)?;
     let report = run_as(&config, &store, &RunOptions { mode, rank }, &mut progress(args.progress))?;
-    match args.progress {
-        Show::Json => println!("{}", serde_json::json!({ "event": "report", "report": report })),
-        Show::Auto | Show::Plain => println!("{report}"),
+    if is_json(args.progress) {
+        println!("{}", serde_json::json!({ "event": "report", "report": report }));
+    } else {
+        println!("{report}");
     }
     Ok(())
 }

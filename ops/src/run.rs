@@ -5,6 +5,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::io::IsTerminal;
 use std::time::Instant;
 
 use imp_schemas::store::Store;
@@ -55,6 +56,10 @@ pub fn run(place: &Place, options: &Options) -> Result<Outcome, OpsError> {
         let mut args = vec!["run".to_owned(), "--config".to_owned(), config.clone()];
         add(&mut args, "--store", place.store.as_deref());
         add(&mut args, "--root", place.root.as_ref().map(|root| root.to_string_lossy()).as_deref());
+        // A log of this run is read by people; without a terminal the program would write for programs.
+        if !std::io::stderr().is_terminal() {
+            args.extend(["--progress".to_owned(), "plain".to_owned()]);
+        }
         steps.push(step(&programs.ingest, &args)?);
         let mut args = vec!["check".to_owned(), "--store".to_owned(), file.store.clone()];
         args.extend(corpus_names(ingest));
