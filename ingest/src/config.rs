@@ -2,14 +2,22 @@
 //!
 //! In: a run file. Out: [`IngestConfig`], which states what it guarantees. Never: environment reads, defaults elsewhere.
 
-use std::collections::BTreeMap;
+mod corpus;
+mod fetch;
+mod limits;
+
 use std::path::{Path, PathBuf};
 
-use imp_schemas::media::MediaLimits;
-use imp_schemas::modality::RecordKind;
 use imp_schemas::run_file::RunFile;
-use serde::de::{MapAccess, Visitor, value::MapAccessDeserializer};
-use serde::{Deserialize, Deserializer, Serialize};
+use imp_schemas::store::{Store, StoreError};
+use serde::{Deserialize, Serialize};
+
+pub(crate) use corpus::{Column, Columns, CorpusConfig, SplitRule};
+use corpus::{RawCorpus, check_corpus};
+pub(crate) use fetch::FetchConfig;
+use fetch::check_fetch;
+pub(crate) use limits::Limits;
+use limits::check_limits;
 
 use crate::error::IngestError;
 
@@ -25,42 +33,19 @@ struct RawIngest {
     tokenizer: TokenizerSpec,
     #[serde(default = "default_shard_mib")]
     shard_mib: u64,
+    #[serde(default = "default_unit_records")]
+    unit_records: u64,
     #[serde(default = "default_share")]
     max_reject_share: f64,
     workers: Option<usize>,
+    #[serde(default = "default_memory_mib")]
+    memory_mib: u64,
     #[serde(default)]
     limits: Limits,
     #[serde(default)]
+    fetch: FetchConfig,
+    #[serde(default)]
     corpus: Vec<RawCorpus>,
-}
-
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawCorpus {
-    name: String,
-    kind: RecordKind,
-    path: String,
-    #[serde(default)]
-    columns: RawColumns,
-    media_root: Option<String>,
-    class_names: Option<String>,
-    class_folders: Option<bool>,
-    #[serde(default)]
-    tar_in_key: bool,
-    split: Option<SplitRule>,
-    #[serde(default)]
-    caption_from_label: Vec<String>,
-    max_reject_share: Option<f64>,
-    limits: Option<Limits>,
-}
-
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawColumns {
-    path: Option<String>,
-    caption: Option<String>,
-    label: Option<String>,
-    split: Option<String>,
 }
 
 /// Where the tokenizer comes from.
@@ -78,118 +63,23 @@ pub(crate) struct TrainSpec {
     pub(crate) vocab_size: usize,
 }
 
+impl Default for TrainSpec {
+    fn default() -> Self {
+        Self { vocab_size: 1024 }
+    }
+}
+
 impl Default for TokenizerSpec {
     fn default() -> Self {
-        Self::Train(TrainSpec { vocab_size: 1024 })
+        Self::Train(TrainSpec::default())
     }
 }
 
-/// What one record may be; larger is `too_large`, smaller is `too_small`.
-#[derive(Debug, Clone, Copy, PartialEq, Deserialize, Serialize)]
-#[serde(deny_unknown_fields, default)]
-pub(crate) struct Limits {
-    pub(crate) max_media_mib: u64,
-    pub(crate) max_pixels: u64,
-    pub(crate) max_frames: u64,
-    pub(crate) max_samples: u64,
-    /// Pixels of the shorter side.
-    pub(crate) min_side: usize,
-    pub(crate) min_seconds: f64,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        let media = MediaLimits::default();
-        Self {
-            max_media_mib: 256,
-            max_pixels: media.max_pixels,
-            max_frames: media.max_frames,
-            max_samples: media.max_samples,
-            min_side: 1,
-            min_seconds: 0.0,
-        }
+impl TokenizerSpec {
+    /// Whether it is made from the captions of the run.
+    pub(crate) fn is_trained(&self) -> bool {
+        matches!(self, Self::Train(_))
     }
-}
-
-impl Limits {
-    pub(crate) fn max_media_bytes(&self) -> u64 {
-        self.max_media_mib << 20
-    }
-
-    pub(crate) fn media(&self) -> MediaLimits {
-        MediaLimits { max_pixels: self.max_pixels, max_frames: self.max_frames, max_samples: self.max_samples }
-    }
-}
-
-/// Which split a record belongs to.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum SplitRule {
-    Constant(String),
-    /// Split name → glob over the record's source.
-    FromPath(BTreeMap<String, String>),
-    /// Split name → share, drawn by a hash of the key; the rest is `train`.
-    HoldOut(BTreeMap<String, f64>),
-}
-
-impl<'de> Deserialize<'de> for SplitRule {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(rename_all = "snake_case")]
-        enum Rule {
-            FromPath(BTreeMap<String, String>),
-            HoldOut(BTreeMap<String, f64>),
-        }
-        struct Either;
-        impl<'de> Visitor<'de> for Either {
-            type Value = SplitRule;
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("a split's name, { from_path = { … } } or { hold_out = { … } }")
-            }
-            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<SplitRule, E> {
-                Ok(SplitRule::Constant(text.to_owned()))
-            }
-            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<SplitRule, A::Error> {
-                Ok(match Rule::deserialize(MapAccessDeserializer::new(map))? {
-                    Rule::FromPath(globs) => SplitRule::FromPath(globs),
-                    Rule::HoldOut(shares) => SplitRule::HoldOut(shares),
-                })
-            }
-        }
-        deserializer.deserialize_any(Either)
-    }
-}
-
-/// A column's name, and whether the user gave it: one that is asked for by name must be there.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Column {
-    pub(crate) name: String,
-    pub(crate) named: bool,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Columns {
-    pub(crate) path: Column,
-    pub(crate) caption: Column,
-    pub(crate) label: Column,
-    pub(crate) split: Column,
-}
-
-/// One corpus: its name is a folder's name, its shares are shares, its templates hold `{}`.
-#[derive(Debug, Clone)]
-pub(crate) struct CorpusConfig {
-    pub(crate) name: String,
-    pub(crate) kind: RecordKind,
-    pub(crate) path: String,
-    pub(crate) columns: Columns,
-    pub(crate) media_root: Option<String>,
-    pub(crate) class_names: Option<String>,
-    pub(crate) class_folders: Option<bool>,
-    pub(crate) tar_in_key: bool,
-    pub(crate) split: Option<SplitRule>,
-    pub(crate) caption_from_label: Vec<String>,
-    pub(crate) max_reject_share: f64,
-    pub(crate) limits: Limits,
 }
 
 /// What a run of ingest does. Guarantees: at least one corpus, names unique and usable as folders, shares within [0, 1],
@@ -199,10 +89,17 @@ pub struct IngestConfig {
     pub(crate) root: PathBuf,
     pub(crate) tokenizer: TokenizerSpec,
     pub(crate) shard_bytes: u64,
+    /// Inputs of a unit of work at most, about: a listing is cut into a power of two of them.
+    pub(crate) unit_records: u64,
     pub(crate) workers: usize,
+    /// What a worker may hold: media under way, what decoding takes, a row group.
+    pub(crate) memory_bytes: u64,
+    pub(crate) fetch: FetchConfig,
     pub(crate) corpora: Vec<CorpusConfig>,
     /// Names of the corpora to write; the tokenizer is made from all of them either way.
     pub(crate) only: Vec<String>,
+    /// How corpora in object storage are reached; `None`: as the `AWS_*` variables say.
+    store_options: Option<Vec<(String, String)>>,
 }
 
 impl IngestConfig {
@@ -223,7 +120,7 @@ impl IngestConfig {
         Self::of(&RunFile::read(path)?, path)
     }
 
-    /// With the folder that the corpora's paths are relative to.
+    /// With the folder, or `s3://bucket/prefix`, that the corpora's paths are relative to.
     #[must_use]
     pub fn with_root(mut self, root: &Path) -> Self {
         self.root = root.to_owned();
@@ -234,6 +131,13 @@ impl IngestConfig {
     #[must_use]
     pub fn with_workers(mut self, workers: usize) -> Self {
         self.workers = workers.max(1);
+        self
+    }
+
+    /// With object_store's own options (`aws_endpoint`, …) for corpora in object storage, in place of the `AWS_*` variables.
+    #[must_use]
+    pub fn with_store_options(mut self, options: &[(String, String)]) -> Self {
+        self.store_options = Some(options.to_vec());
         self
     }
 
@@ -262,6 +166,25 @@ impl IngestConfig {
         self.root.join(path)
     }
 
+    /// `path` of the config as a URL, if it or the root is one.
+    pub(crate) fn resolve_url(&self, path: &str) -> Option<String> {
+        if path.contains("://") {
+            return Some(path.to_owned());
+        }
+        let root = self.root.to_str().filter(|root| root.contains("://"))?;
+        Some(format!("{}/{}", root.trim_end_matches('/'), path.trim_start_matches("./")))
+    }
+
+    /// Opens the store at `url`, `s3://bucket/prefix`.
+    pub(crate) fn open_store(&self, url: &str) -> Result<Store, StoreError> {
+        Store::open_with(url, &self.store_options())
+    }
+
+    /// How object storage is reached: as the caller says, or else as the environment does.
+    pub(crate) fn store_options(&self) -> Vec<(String, String)> {
+        self.store_options.clone().unwrap_or_else(Store::options_of_environment)
+    }
+
     /// The part of the config that shapes the bytes of `corpus`; nothing in it depends on the machine.
     pub(crate) fn recorded(&self, corpus: &CorpusConfig) -> serde_json::Value {
         let file_name = |path: &String| path.rsplit('/').next().unwrap_or(path).to_owned();
@@ -272,13 +195,19 @@ impl IngestConfig {
             "class_folders": corpus.class_folders,
             "tar_in_key": corpus.tar_in_key,
             "columns": {
-                "path": corpus.columns.path.name, "caption": corpus.columns.caption.name,
-                "label": corpus.columns.label.name, "split": corpus.columns.split.name,
+                "path": corpus.columns.path.name, "url": corpus.columns.url.name,
+                "media": corpus.columns.media.name, "key": corpus.columns.key.name,
+                "caption": corpus.columns.caption.name, "label": corpus.columns.label.name,
+                "split": corpus.columns.split.name,
             },
             "split": corpus.split,
             "caption_from_label": corpus.caption_from_label,
+            "caption_if_none": corpus.caption_if_none,
             "limits": corpus.limits,
+            "media": corpus.media,
+            "clean": corpus.clean,
             "shard_bytes": self.shard_bytes,
+            "unit_records": self.unit_records,
         })
     }
 }
@@ -295,12 +224,15 @@ impl TryFrom<RawIngest> for IngestConfig {
             within("ingest.tokenizer.train.vocab_size", train.vocab_size, MIN_VOCAB, 1_000_000)?;
         }
         within("ingest.shard_mib", raw.shard_mib, 1, 4096)?;
+        within("ingest.unit_records", raw.unit_records, 1, 10_000_000)?;
         let share = check_share("ingest.max_reject_share", raw.max_reject_share)?;
         let workers = match raw.workers {
             Some(workers) => within("ingest.workers", workers, 1, 1024)?,
             None => std::thread::available_parallelism().map_or(1, usize::from),
         };
+        let memory_mib = within("ingest.memory_mib", raw.memory_mib, 256, 1 << 20)?;
         check_limits("ingest.limits", &raw.limits)?;
+        check_fetch(&raw.fetch)?;
         let mut corpora: Vec<CorpusConfig> = Vec::new();
         for corpus in raw.corpus {
             let corpus = check_corpus(corpus, share, raw.limits)?;
@@ -311,93 +243,20 @@ impl TryFrom<RawIngest> for IngestConfig {
             corpora.push(corpus);
         }
         let shard_bytes = raw.shard_mib << 20;
-        Ok(Self { root: raw.root, tokenizer: raw.tokenizer, shard_bytes, workers, corpora, only: Vec::new() })
+        let memory_bytes = memory_mib << 20;
+        Ok(Self {
+            root: raw.root,
+            tokenizer: raw.tokenizer,
+            shard_bytes,
+            unit_records: raw.unit_records,
+            workers,
+            memory_bytes,
+            fetch: raw.fetch,
+            corpora,
+            only: Vec::new(),
+            store_options: None,
+        })
     }
-}
-
-fn check_corpus(raw: RawCorpus, share: f64, limits: Limits) -> Result<CorpusConfig, IngestError> {
-    let key = |rest: &str| format!("ingest.corpus.{}.{rest}", raw.name);
-    let usable = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_' || c == '.';
-    if raw.name.is_empty() || raw.name.starts_with('.') || !raw.name.chars().all(usable) || raw.name == "tokenizers" {
-        let rule = "must be letters, digits, `-`, `_` or `.`, not begin with `.`, and not be `tokenizers`: it is a folder of the store";
-        return Err(broken("ingest.corpus.name", format!("`{}`", raw.name), rule.to_owned()));
-    }
-    if raw.path.trim().is_empty() {
-        return Err(broken(&key("path"), "blank".to_owned(), "must name a table, tars or a folder".to_owned()));
-    }
-    if let Some(bad) = raw.caption_from_label.iter().find(|t| t.matches("{}").count() != 1) {
-        let rule = "every template must hold `{}` once, where the label goes".to_owned();
-        return Err(broken(&key("caption_from_label"), format!("`{bad}`"), rule));
-    }
-    match &raw.split {
-        Some(SplitRule::Constant(name)) => check_split_name(&key("split"), name)?,
-        Some(SplitRule::FromPath(globs)) if globs.is_empty() => {
-            return Err(broken(&key("split.from_path"), "empty".to_owned(), "must name a glob per split".to_owned()));
-        }
-        Some(SplitRule::FromPath(globs)) => {
-            globs.keys().try_for_each(|name| check_split_name(&key("split.from_path"), name))?;
-        }
-        Some(SplitRule::HoldOut(shares)) => {
-            for (name, &share) in shares {
-                check_split_name(&key("split.hold_out"), name)?;
-                check_share(&key(&format!("split.hold_out.{name}")), share)?;
-            }
-            let sum: f64 = shares.values().sum();
-            if sum > 1.0 {
-                return Err(broken(&key("split.hold_out"), format!("{sum} in sum"), "must be at most 1".to_owned()));
-            }
-        }
-        None => {}
-    }
-    let max_reject_share = match raw.max_reject_share {
-        Some(share) => check_share(&key("max_reject_share"), share)?,
-        None => share,
-    };
-    let limits = raw.limits.unwrap_or(limits);
-    check_limits(&key("limits"), &limits)?;
-    let column = |given: Option<String>, default: &str| match given {
-        Some(name) => Column { name, named: true },
-        None => Column { name: default.to_owned(), named: false },
-    };
-    let columns = Columns {
-        path: column(raw.columns.path, "path"),
-        caption: column(raw.columns.caption, "caption"),
-        label: column(raw.columns.label, "label"),
-        split: column(raw.columns.split, "split"),
-    };
-    Ok(CorpusConfig {
-        name: raw.name,
-        kind: raw.kind,
-        path: raw.path,
-        columns,
-        media_root: raw.media_root,
-        class_names: raw.class_names,
-        class_folders: raw.class_folders,
-        tar_in_key: raw.tar_in_key,
-        split: raw.split,
-        caption_from_label: raw.caption_from_label,
-        max_reject_share,
-        limits,
-    })
-}
-
-fn check_limits(key: &str, limits: &Limits) -> Result<(), IngestError> {
-    within(&format!("{key}.max_media_mib"), limits.max_media_mib, 1, 1024)?;
-    within(&format!("{key}.max_pixels"), limits.max_pixels, 1, u64::MAX)?;
-    within(&format!("{key}.max_frames"), limits.max_frames, 1, u64::MAX)?;
-    within(&format!("{key}.max_samples"), limits.max_samples, 1, u64::MAX)?;
-    if !(limits.min_seconds >= 0.0 && limits.min_seconds.is_finite()) {
-        let rule = "must be a number of seconds, 0 or more".to_owned();
-        return Err(broken(&format!("{key}.min_seconds"), limits.min_seconds.to_string(), rule));
-    }
-    Ok(())
-}
-
-fn check_split_name(key: &str, name: &str) -> Result<(), IngestError> {
-    if name.trim().is_empty() || name.trim() != name {
-        return Err(broken(key, format!("`{name}`"), "must be a split's name without blanks around it".to_owned()));
-    }
-    Ok(())
 }
 
 fn check_share(key: &str, share: f64) -> Result<f64, IngestError> {
@@ -427,8 +286,17 @@ fn default_root() -> PathBuf {
 }
 
 /// 256 MiB: the low end of DATA-PLANE's 256 MiB to 1 GiB, since a shard is held in memory until it is sealed.
+fn default_memory_mib() -> u64 {
+    1024
+}
+
 fn default_shard_mib() -> u64 {
     256
+}
+
+/// Words and places of so many records take some 10 MB of memory.
+fn default_unit_records() -> u64 {
+    10_000
 }
 
 fn default_share() -> f64 {
@@ -450,6 +318,8 @@ mod tests {
         let cases = [
             ("", "ingest.corpus", "at least one corpus"),
             (&format!("shard_mib = 0\n{CORPUS}"), "ingest.shard_mib", "1 and 4096"),
+            (&format!("unit_records = 0\n{CORPUS}"), "ingest.unit_records", "1 and 10000000"),
+            (&format!("{CORPUS}columns = {{ ulr = \"u\" }}\n"), "ulr", "did you mean `url`?"),
             (&format!("max_reject_share = 1.5\n{CORPUS}"), "1.5", "within 0 and 1"),
             (&format!("tokenizer = {{ train = {{ vocab_size = 100 }} }}\n{CORPUS}"), "vocab_size", "258"),
             (&format!("max_reject_shar = 0.1\n{CORPUS}"), "max_reject_shar", "did you mean `max_reject_share`?"),
@@ -461,6 +331,8 @@ mod tests {
             (&format!("{CORPUS}{CORPUS}"), "`a`", "another name"),
             (&CORPUS.replace("\"a\"", "\"a/b\""), "`a/b`", "folder of the store"),
             (&CORPUS.replace("image-text", "imagetext"), "imagetext", "did you mean `image-text`?"),
+            (&format!("fetch = {{ n_tries = 0 }}\n{CORPUS}"), "ingest.fetch.n_tries", "1 and 20"),
+            (&format!("fetch = {{ contact = \"é\" }}\n{CORPUS}"), "ingest.fetch.contact", "ASCII"),
             (&format!("{CORPUS}limits = {{ max_media_mib = 0 }}\n"), "max_media_mib", "1 and 1024"),
         ];
         for (text, found, rule) in cases {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use imp_schemas::manifest::ManifestError;
 use imp_schemas::reject::RejectReason;
 use imp_schemas::run_file::RunFileError;
+use imp_schemas::shard_reader::ShardReadError;
 use imp_schemas::store::StoreError;
 
 /// Why a run stopped without publishing a manifest.
@@ -46,6 +47,12 @@ pub enum IngestError {
         /// Where the table of rejects lies.
         listed_in: String,
     },
+    #[error("the record of a finished unit, `{key}`, is not one of this build; remove it to have the unit done again")]
+    Commit { key: String, source: serde_json::Error },
+    #[error("cannot read a shard of corpus `{corpus}` that is published already")]
+    ReadShard { corpus: String, source: ShardReadError },
+    #[error("corpus `{corpus}`: nothing to add to, {detail}")]
+    NothingToAddTo { corpus: String, detail: String },
     #[error("tokenizer `{name}`: {detail}")]
     Tokenizer { name: String, detail: String },
     #[error("cannot write a shard of corpus `{corpus}`")]
@@ -56,6 +63,8 @@ pub enum IngestError {
         "corpus `{corpus}`: {n_tries} times in a row another run published a manifest first; run again when it is done"
     )]
     LostRace { corpus: String, n_tries: u32 },
+    #[error("cannot make the client of http(s); see `proxy` in `ingest.fetch`, and the certificates of this system")]
+    HttpClient { source: reqwest::Error },
     #[error("cannot start a thread")]
     Thread { source: std::io::Error },
     #[error("thread `{name}` stopped before its work was done")]

@@ -1,253 +1,275 @@
 //! Corpora → Parquet shards in a store.
 //!
-//! In: an `[ingest]` config and a store. Out: per corpus a new snapshot: digest-named shards, a table of rejects, a tokenizer
+//! In: an `[ingest]` config and a store. Out: per corpus a new snapshot: digest-named shards, tables of rejects, a tokenizer
 //! that all corpora of the run share, a manifest. Every record was decoded in full before it was kept; every record that was
-//! not kept is counted and listed. The same corpora and config give the same bytes, whatever the machine.
-//! Never here: network other than the store's, tensors, batches, anything of the loader.
+//! not kept is counted and listed. The same corpora and config give the same bytes, whatever the machine, the number of
+//! workers, and the moments at which they were killed.
+//! Never here: network other than the store's and the media's, tensors, batches, anything of the loader.
+//!
+//! ```text
+//! corpus ─► units ─► plan ─► read ─► verify ─► pack ─► shards, rejects ─► commit of the unit     any worker, any order
+//! all commits ─► duplicates across units ─► budget ─► manifest                                   the worker that is last
+//! ```
 
+mod commit;
 mod config;
 mod corpus;
+mod duplicates;
+mod edit;
 mod error;
+mod estimate;
+mod fetch;
+mod filter;
+mod finish;
+mod gc;
+mod media;
 mod pack;
 mod pipeline;
 mod plan;
 mod progress;
 mod publish;
+mod rank;
 mod report;
+mod retry;
+mod survey;
 mod text;
 mod tokenizer;
+mod unit;
 mod verify;
 
-use std::collections::BTreeMap;
 use std::time::Instant;
 
-use imp_schemas::manifest::{Manifest, RejectsEntry, ShardEntry};
-use imp_schemas::reject::{Reject, RejectReason};
-use imp_schemas::shard::rejects_key;
-use imp_schemas::store::Store;
-use imp_schemas::version::Format;
+use imp_schemas::reject::RejectReason;
+use imp_schemas::shard::Digest;
+use imp_schemas::store::{Snapshot, Store};
 
 pub use config::IngestConfig;
+pub use edit::{Edited, roll_back, withdraw};
 pub use error::IngestError;
+pub use estimate::{CorpusEstimate, Estimate, estimate};
+pub use gc::{Garbage, collect_garbage};
 pub use progress::{Progress, ProgressMode};
-pub use report::{CorpusReport, Published, Report};
+pub use rank::Rank;
+pub use report::{CorpusReport, Published, Report, Waiting};
 
+use commit::UnitCommit;
 use config::CorpusConfig;
-use pack::{OpenShard, Row, ShardHead, StoredShard};
-use plan::{Plan, Planned};
+use corpus::Listing;
+use finish::Done;
+use pipeline::Sources;
+use retry::Retried;
+use survey::{CaptionSpool, Surveyed};
 use tokenizer::CaptionTokenizer;
+use unit::{Seen, UnitWork};
 
-/// A corpus that is over its budget is read to its end, so that the message has the whole count, unless so many of its
-/// records are rejected that more of them would tell nothing new.
-const ENOUGH_REJECTS: u64 = 1000;
+/// What a run does to the corpora of its config.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// The next snapshot is what the corpus is now.
+    #[default]
+    Replace,
+    /// The next snapshot is the newest one and what the corpus is now; a key that is there already is a duplicate.
+    Append,
+    /// Takes up again the inputs that the newest snapshot rejected for these reasons.
+    Retry(Vec<RejectReason>),
+}
 
-/// Ingests the corpora of `config` into `store`. No manifest is published before every corpus of the run is packed.
+/// How a run shares its work and what it does.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RunOptions {
+    pub mode: Mode,
+    pub rank: Rank,
+}
+
+/// Ingests the corpora of `config` into `store`, alone.
 ///
 /// # Errors
-/// See [`IngestError`]; nothing but orphaned shards, and the rejects of the corpus that stopped the run, is left behind.
+/// As [`run_as`].
 pub fn run(config: &IngestConfig, store: &Store, progress: &mut Progress) -> Result<Report, IngestError> {
+    run_as(config, store, &RunOptions::default(), progress)
+}
+
+/// Ingests the corpora of `config` into `store` as one of any number of workers. Units that have a commit are not done again;
+/// the worker that finds all units of the run done publishes. No manifest is published before every corpus is packed.
+///
+/// # Errors
+/// See [`IngestError`]; what is left behind is the commits of finished units, which the next run goes on from.
+pub fn run_as(
+    config: &IngestConfig,
+    store: &Store,
+    options: &RunOptions,
+    progress: &mut Progress,
+) -> Result<Report, IngestError> {
     let started = Instant::now();
-    let mut plans: Vec<(&CorpusConfig, Plan)> = Vec::new();
+    let mut jobs = Vec::new();
     for corpus in &config.corpora {
         progress.note(&format!("{}: reading captions and labels of `{}`", corpus.name, corpus.path));
-        plans.push((corpus, plan::plan(config, corpus, corpus::read(config, corpus)?)?));
+        jobs.push(Job::open(config, corpus, store, &options.mode)?);
     }
-    let tokenizer = {
-        let mut captions = plans.iter().flat_map(|(_, plan)| plan.captions());
-        CaptionTokenizer::make(&config.tokenizer, &config.root, &mut captions)?
-    };
+    let tokenizer = survey_all(config, store, &mut jobs)?;
     publish::store_tokenizer(store, &tokenizer)?;
-    let mut packed = Vec::new();
-    for (corpus, plan) in plans {
-        if config.corpus_names().contains(&corpus.name.as_str()) {
-            packed.push(pack_corpus(config, corpus, plan, &tokenizer, store, progress)?);
-        }
+    for job in jobs.iter_mut().filter(|job| job.is_chosen) {
+        job.do_units(store, &tokenizer, options.rank, progress)?;
     }
+    let waiting: Vec<Waiting> = jobs.iter().filter(|job| job.is_chosen).filter_map(Job::waits).collect();
     let mut corpora = Vec::new();
-    for Packed { manifest, n_ignored, seconds } in packed {
-        let published = publish::publish(store, &manifest)?;
-        corpora.push(report_of(store, manifest, n_ignored, seconds, published));
+    if waiting.is_empty() {
+        let mut manifests = Vec::new();
+        for job in jobs.into_iter().filter(|job| job.is_chosen) {
+            let seconds = job.seconds;
+            let done = job.done(&tokenizer);
+            let n_ignored = done.n_ignored();
+            manifests.push((done.manifest(store)?, n_ignored, seconds));
+        }
+        for (manifest, n_ignored, seconds) in manifests {
+            let published = publish::publish(store, &manifest)?;
+            corpora.push(CorpusReport::of(store, manifest, n_ignored, seconds, published));
+        }
     }
     let imp_schemas::manifest::TokenizerEntry { digest, vocab_size } = tokenizer.entry;
     let store = store.url().to_owned();
-    Ok(Report { store, tokenizer: digest, vocab_size, corpora, seconds: started.elapsed().as_secs_f64() })
+    Ok(Report { store, tokenizer: digest, vocab_size, corpora, waiting, seconds: started.elapsed().as_secs_f64() })
 }
 
-/// A corpus whose shards and rejects are in the store.
-struct Packed {
-    manifest: Manifest,
-    n_ignored: u64,
+/// One corpus of a run.
+struct Job<'a> {
+    config: &'a IngestConfig,
+    corpus: &'a CorpusConfig,
+    listing: Listing,
+    /// What is added to.
+    base: Option<Snapshot>,
+    retried: Option<Retried>,
+    surveyed: Surveyed,
+    /// Whether the run writes it; the others only lend their captions to the tokenizer.
+    is_chosen: bool,
+    /// By unit; `None` while it is another worker's to do.
+    commits: Vec<Option<UnitCommit>>,
     seconds: f64,
 }
 
-fn pack_corpus(
-    config: &IngestConfig,
-    corpus: &CorpusConfig,
-    plan: Plan,
-    tokenizer: &CaptionTokenizer,
-    store: &Store,
-    progress: &mut Progress,
-) -> Result<Packed, IngestError> {
-    let started = Instant::now();
-    let Plan { splits, classes, mut rejects, n_inputs, n_ignored, spools } = plan;
-    if n_inputs == 0 {
-        let detail =
-            format!("`{}` holds no record; {n_ignored} of its files are neither medium nor caption", corpus.path);
-        return Err(IngestError::NoRecords { corpus: corpus.name.clone(), detail });
-    }
-    progress.begin(&corpus.name, n_inputs, rejects.len() as u64);
-    let mut shards: Vec<StoredShard> = Vec::new();
-    for (split, records) in &splits {
-        let head = ShardHead {
-            corpus: corpus.name.clone(),
-            kind: corpus.kind,
-            split: split.clone(),
-            tokenizer: tokenizer.entry.digest.clone(),
-            mean_media_bytes: mean_media_bytes(records),
+impl<'a> Job<'a> {
+    fn open(
+        config: &'a IngestConfig,
+        corpus: &'a CorpusConfig,
+        store: &Store,
+        mode: &Mode,
+    ) -> Result<Self, IngestError> {
+        let is_chosen = config.corpus_names().contains(&corpus.name.as_str());
+        let base = match mode {
+            Mode::Replace => None,
+            Mode::Append | Mode::Retry(_) => store.newest_snapshot(&corpus.name)?,
         };
-        let mut open: Option<OpenShard> = None;
-        pipeline::verify_all(corpus, tokenizer, config.workers, records, &mut |planned, verified| {
-            progress.step(planned.medium.len, verified.is_err());
-            let record = match verified {
-                Ok(record) => record,
-                Err(reject) => {
-                    rejects.push(reject);
-                    let is_enough = rejects.len() as u64 >= ENOUGH_REJECTS;
-                    return if is_enough { check_budget(corpus, &mut rejects, n_inputs, false, store) } else { Ok(()) };
+        let retried = match (mode, &base) {
+            (Mode::Retry(classes), Some(base)) if is_chosen => {
+                let retried = Retried::of(store, base, classes)?;
+                if retried.n_inputs() == 0 {
+                    let names: Vec<&str> = classes.iter().map(|class| class.name()).collect();
+                    let detail = format!("its newest snapshot rejected no input for {}", names.join(" or "));
+                    return Err(IngestError::NothingToAddTo { corpus: corpus.name.clone(), detail });
+                }
+                Some(retried)
+            }
+            (Mode::Retry(_), None) if is_chosen => {
+                let detail = "it was never ingested into this store; use `imp-ingest run`".to_owned();
+                return Err(IngestError::NothingToAddTo { corpus: corpus.name.clone(), detail });
+            }
+            _ => None,
+        };
+        let listing = Listing::open(config, corpus)?;
+        let surveyed = Surveyed::default();
+        Ok(Self { config, corpus, listing, base, retried, surveyed, is_chosen, commits: Vec::new(), seconds: 0.0 })
+    }
+
+    /// Does this worker's units that nobody has done yet, then looks which units are done.
+    fn do_units(
+        &mut self,
+        store: &Store,
+        tokenizer: &CaptionTokenizer,
+        rank: Rank,
+        progress: &mut Progress,
+    ) -> Result<(), IngestError> {
+        let started = Instant::now();
+        let (config, corpus, classes) = (self.config, self.corpus, &self.surveyed.classes);
+        let sources = &Sources::new(config);
+        let work = UnitWork { config, corpus, classes, tokenizer, store, sources };
+        let retried = self.retried.as_ref().map(|retried| &retried.digest);
+        let n_units = self.listing.n_units();
+        let digests: Vec<Digest> = (0..n_units)
+            .map(|unit| work.digest(&self.listing.identity(unit)?, retried))
+            .collect::<Result<_, IngestError>>()?;
+        let expected = self.retried.as_ref().map_or(self.surveyed.n_worded, Retried::n_inputs);
+        let mut seen = Seen { n_expected: expected, ..Seen::default() };
+        progress.begin(&corpus.name, n_units, expected);
+        self.commits = vec![None; n_units];
+        for unit in (0..n_units).filter(|&unit| rank.does(unit)) {
+            let commit = match UnitCommit::load(store, &corpus.name, &digests[unit])? {
+                Some(commit) => {
+                    seen.n_inputs += commit.n_inputs;
+                    seen.n_rejected += commit.n_rejected.values().sum::<u64>();
+                    commit
+                }
+                None => {
+                    let found = self.listing.read(unit)?;
+                    let found = match &self.retried {
+                        Some(retried) => retried.keep(found),
+                        None => found,
+                    };
+                    work.pack(found, &mut seen, progress)?.store(store, &corpus.name, &digests[unit])?
                 }
             };
-            let n_bytes = record.media.len() as u64;
-            if open.as_ref().is_some_and(|shard| shard.media_bytes() + n_bytes > config.shard_bytes)
-                && let Some(full) = open.take()
-            {
-                shards.push(full.seal()?.store(store)?);
-            }
-            if open.is_none() {
-                open = Some(OpenShard::new(head.clone())?);
-            }
-            match &mut open {
-                Some(shard) => shard.push(Row::new(planned, &classes, record)),
-                None => Ok(()),
-            }
-        })?;
-        if let Some(last) = open {
-            shards.push(last.seal()?.store(store)?);
+            progress.unit_done(commit.n_inputs);
+            self.commits[unit] = Some(commit);
+        }
+        for unit in (0..n_units).filter(|&unit| !rank.does(unit)) {
+            self.commits[unit] = UnitCommit::load(store, &corpus.name, &digests[unit])?;
+        }
+        progress.end();
+        self.seconds = started.elapsed().as_secs_f64();
+        Ok(())
+    }
+
+    fn waits(&self) -> Option<Waiting> {
+        let n_done = self.commits.iter().flatten().count();
+        let (corpus, n_units) = (self.corpus.name.clone(), self.commits.len());
+        (n_done < n_units).then_some(Waiting { corpus, n_done, n_units })
+    }
+
+    fn done(&self, tokenizer: &CaptionTokenizer) -> Done<'_> {
+        Done {
+            config: self.config,
+            corpus: self.corpus,
+            classes: self.surveyed.classes.names().to_vec(),
+            tokenizer: tokenizer.entry.clone(),
+            commits: self.commits.iter().flatten().cloned().collect(),
+            base: self.base.clone(),
+            retried: self.retried.as_ref(),
         }
     }
-    progress.end();
-    drop(spools);
-    check_budget(corpus, &mut rejects, n_inputs, true, store)?;
-    let listed = publish::store_rejects(store, &corpus.name, &rejects)?;
-    if shards.is_empty() {
-        let key = listed.map_or(String::new(), |listed| rejects_key(&corpus.name, &listed.digest));
-        let listed_in = format!("{}/{key}", store.url());
-        let first = first_of(&rejects);
-        let detail = format!("all of its {n_inputs} inputs are rejected, {first}\nall of them: `{listed_in}`");
-        return Err(IngestError::NoRecords { corpus: corpus.name.clone(), detail });
-    }
-    let manifest = manifest_of(config, corpus, tokenizer, classes, &shards, &rejects, listed, n_inputs);
-    Ok(Packed { manifest, n_ignored, seconds: started.elapsed().as_secs_f64() })
 }
 
-fn mean_media_bytes(records: &[Planned]) -> u64 {
-    let sum: u64 = records.iter().map(|record| record.medium.len).sum();
-    sum / (records.len() as u64).max(1)
-}
-
-#[expect(clippy::too_many_arguments, reason = "a manifest has that many parts, and each comes from elsewhere")]
-fn manifest_of(
-    config: &IngestConfig,
-    corpus: &CorpusConfig,
-    tokenizer: &CaptionTokenizer,
-    classes: Vec<String>,
-    shards: &[StoredShard],
-    rejects: &[Reject],
-    listed: Option<RejectsEntry>,
-    n_inputs: u64,
-) -> Manifest {
-    let shards: Vec<ShardEntry> = shards.iter().map(|shard| shard.entry().clone()).collect();
-    Manifest {
-        format: Format::Manifest.current(),
-        corpus: corpus.name.clone(),
-        kind: corpus.kind,
-        schema_version: Format::Shard.current(),
-        tokenizer: tokenizer.entry.clone(),
-        classes,
-        n_records: shards.iter().map(|shard| shard.n_rows).sum(),
-        shards,
-        rejects: listed,
-        n_inputs,
-        n_rejected: count(rejects),
-        config: config.recorded(corpus),
+/// Classes of every corpus, and the one tokenizer of the run: that of the snapshots that are added to, or the config's.
+fn survey_all(config: &IngestConfig, store: &Store, jobs: &mut [Job<'_>]) -> Result<CaptionTokenizer, IngestError> {
+    let of_base = jobs.iter().filter(|job| job.is_chosen).find_map(|job| job.base.as_ref());
+    let of_base = of_base.map(|base| CaptionTokenizer::of_store(store, &base.manifest.tokenizer.digest)).transpose()?;
+    let trains = of_base.is_none() && config.tokenizer.is_trained();
+    let mut captions = if trains { Some(CaptionSpool::new()?) } else { None };
+    for job in jobs.iter_mut().filter(|job| job.is_chosen || trains) {
+        job.surveyed = survey::survey(config, job.corpus, &job.listing, job.base.as_ref(), captions.as_mut())?;
     }
-}
-
-fn count(rejects: &[Reject]) -> BTreeMap<RejectReason, u64> {
-    let mut counts = BTreeMap::new();
-    for reject in rejects {
-        *counts.entry(reject.reason).or_insert(0) += 1;
-    }
-    counts
-}
-
-/// Stops a corpus with too large a share of rejects; its rejects are put beside its shards first.
-fn check_budget(
-    corpus: &CorpusConfig,
-    rejects: &mut [Reject],
-    n_inputs: u64,
-    is_all: bool,
-    store: &Store,
-) -> Result<(), IngestError> {
-    let n_rejected = rejects.len() as u64;
-    if is_all {
-        rejects.sort_by(|a, b| (&a.source, a.row, &a.key, a.reason).cmp(&(&b.source, b.row, &b.key, b.reason)));
-    }
-    if n_rejected as f64 <= corpus.max_reject_share * n_inputs as f64 {
-        return Ok(());
-    }
-    let counts = count(rejects);
-    let Some((&top, &n_top)) = counts.iter().max_by_key(|&(reason, n)| (n, std::cmp::Reverse(reason))) else {
-        return Ok(());
+    let tokenizer = match (of_base, captions) {
+        (Some(tokenizer), _) => tokenizer,
+        (None, Some(captions)) => CaptionTokenizer::train(&config.tokenizer, &mut captions.into_captions()?)?,
+        (None, None) => CaptionTokenizer::read(&config.tokenizer, &config.root)?,
     };
-    let listed = publish::store_rejects(store, &corpus.name, rejects)?;
-    let key = listed.map_or(String::new(), |listed| rejects_key(&corpus.name, &listed.digest));
-    let rest = if is_all { String::new() } else { "\nthe run stopped before it had read every input".to_owned() };
-    Err(IngestError::OverBudget {
-        corpus: corpus.name.clone(),
-        n_rejected,
-        n_inputs,
-        limit: corpus.max_reject_share,
-        top,
-        n_top,
-        first: first_of(rejects),
-        rest,
-        listed_in: format!("{}/{key}", store.url()),
-    })
-}
-
-/// The first three rejects, a line each.
-fn first_of(rejects: &[Reject]) -> String {
-    let line = |r: &Reject| format!("  {} row {}: {}: {}", r.source, r.row, r.reason, r.detail);
-    let lines: Vec<String> = rejects.iter().take(3).map(line).collect();
-    format!("the first of them:\n{}", lines.join("\n"))
-}
-
-fn report_of(store: &Store, manifest: Manifest, n_ignored: u64, seconds: f64, published: Published) -> CorpusReport {
-    let splits = manifest.splits().into_iter().map(|name| (name.to_owned(), manifest.n_rows(name))).collect();
-    let rejects = manifest.rejects.as_ref();
-    CorpusReport {
-        splits,
-        n_inputs: manifest.n_inputs,
-        n_records: manifest.n_records,
-        n_ignored,
-        n_classes: manifest.classes.len(),
-        n_shards: manifest.shards.len(),
-        shard_bytes: manifest.shards.iter().map(|shard| shard.n_bytes).sum(),
-        media_bytes: manifest.shards.iter().map(|shard| shard.media_bytes).sum(),
-        seconds,
-        published,
-        rejects: rejects.map(|r| format!("{}/{}", store.url(), rejects_key(&manifest.corpus, &r.digest))),
-        corpus: manifest.corpus,
-        n_rejected: manifest.n_rejected,
+    for job in jobs.iter().filter(|job| job.is_chosen) {
+        if let Some(base) = job.base.as_ref().filter(|base| base.manifest.tokenizer != tokenizer.entry) {
+            let found = base.manifest.tokenizer.digest.short().to_owned();
+            let detail = format!(
+                "its tokenizer is {found}…, that of an earlier corpus of this run {}…; add to them in separate runs",
+                tokenizer.entry.digest.short()
+            );
+            return Err(IngestError::NothingToAddTo { corpus: job.corpus.name.clone(), detail });
+        }
     }
+    Ok(tokenizer)
 }

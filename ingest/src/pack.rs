@@ -1,8 +1,8 @@
 //! Records → a sealed shard.
 //!
-//! In: verified records in row order. Out: the bytes of a Parquet file, its digest and its manifest entry. The layout is that
-//! of a store of media: one row per page for large blobs, so that a random row is one small read; words and numbers
-//! compressed; planning columns before the medium. Never: a timestamp, a machine's name, an unsealed shard's entry.
+//! In: verified records in row order. Out: a Parquet file of `schemas::shard_writer`'s layout, its digest and its manifest
+//! entry. Memory holds a row group, the file grows on disk.
+//! Never: a timestamp, a machine's name, an unsealed shard's entry.
 
 mod columns;
 
@@ -10,55 +10,51 @@ use std::collections::BTreeMap;
 
 use arrow::datatypes::SchemaRef;
 use bytes::Bytes;
+use imp_schemas::histogram::Histogram;
 use imp_schemas::manifest::ShardEntry;
-use imp_schemas::modality::RecordKind;
-use imp_schemas::record::{column, huggingface_features, media_column, record_schema};
-use imp_schemas::reject::{Reject, reject_schema};
-use imp_schemas::shard::{Digest, footer, shard_key};
+use imp_schemas::media_index::MediaPlace;
+use imp_schemas::record::{column, record_schema};
+use imp_schemas::reject::Reject;
+use imp_schemas::shard::shard_key;
+pub(crate) use imp_schemas::shard_writer::ShardHead;
+use imp_schemas::shard_writer::{
+    ROW_GROUP_BYTES, ROW_GROUP_ROWS, ShardWriter, media_index_bytes, media_places, table_bytes,
+};
 use imp_schemas::store::{Store, StoreError};
-use imp_schemas::version::Format;
-use parquet::arrow::ArrowWriter;
-use parquet::basic::{Compression, Encoding, ZstdLevel};
-use parquet::errors::ParquetError;
-use parquet::file::metadata::{KeyValue, ParquetMetaData};
-use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterPropertiesBuilder};
-use parquet::schema::types::ColumnPath;
+use imp_schemas::tombstone::{Tombstone, tombstone_batch};
+use tempfile::NamedTempFile;
 
 use crate::error::IngestError;
 use crate::plan::Planned;
 use crate::verify::{Facts, Record};
 
-/// A row group is closed before its media exceed this.
-const ROW_GROUP_BYTES: u64 = 64 << 20;
-const ROW_GROUP_ROWS: usize = 10_000;
-/// Blobs of at least this mean size get a page each; smaller ones share pages of [`SMALL_BLOB_PAGE`]. DATA-PLANE.md 8.3.
-const LARGE_BLOB: u64 = 16 << 10;
-const SMALL_BLOB_PAGE: usize = 64 << 10;
-/// Rows per page of captions and tokens: a page is decompressed whole for one of its rows.
-const WORD_PAGE_ROWS: usize = 128;
-
-/// What a shard says about itself.
-#[derive(Debug, Clone)]
-pub(crate) struct ShardHead {
-    pub(crate) corpus: String,
-    pub(crate) kind: RecordKind,
-    pub(crate) split: String,
-    pub(crate) tokenizer: Digest,
-    /// Mean size of the split's media: decides how their pages are cut.
-    pub(crate) mean_media_bytes: u64,
-}
+/// Who wrote it, as shards and tables say.
+pub(crate) const PROGRAM: &str = concat!("imp-ingest ", env!("CARGO_PKG_VERSION"));
+/// What writing a shard costs beside verifying its records, measured on photographs; for plans only.
+pub(crate) const SHARE_OF_VERIFYING: f64 = 0.05;
+/// Rows are laid out as columns in batches of about this size.
+const BATCH_BYTES: u64 = 4 << 20;
+const BATCH_ROWS: usize = 1024;
 
 /// A shard that still takes records; it has no digest yet.
 pub(crate) struct OpenShard {
     head: ShardHead,
     schema: SchemaRef,
-    writer: ArrowWriter<Vec<u8>>,
+    /// Made with the first rows: how its pages are cut depends on what they weigh.
+    writer: Option<ShardWriter>,
+    /// Rows that are not yet in the writer, and the bytes of their media.
     rows: Vec<Row>,
     rows_bytes: u64,
+    /// Of the row group under way, rows of the writer included.
+    group_rows: usize,
+    group_bytes: u64,
     n_rows: u64,
     media_bytes: u64,
     media_digest: blake3::Hasher,
+    /// Bytes of each row's medium.
+    media_lens: Vec<u64>,
     ranges: BTreeMap<String, [f64; 2]>,
+    histograms: BTreeMap<String, Histogram>,
 }
 
 /// One record as it stands in the columns.
@@ -73,8 +69,8 @@ pub(crate) struct Row {
 impl Row {
     pub(crate) fn new(planned: &Planned, classes: &[String], record: Record) -> Self {
         let label = planned.label_id.and_then(|id| Some((i32::try_from(id).ok()?, classes.get(id)?.clone())));
-        let Planned { key, source, captions, .. } = planned;
-        Self { key: key.clone(), source: source.clone(), captions: captions.clone(), label, record }
+        let key = format!("{}{}", planned.key, record.key_suffix);
+        Self { key, source: planned.source.clone(), captions: record.captions.clone(), label, record }
     }
 }
 
@@ -83,52 +79,62 @@ impl Row {
 pub(crate) struct SealedShard {
     corpus: String,
     entry: ShardEntry,
-    bytes: Bytes,
+    file: NamedTempFile,
+    histograms: BTreeMap<String, Histogram>,
+    places: Vec<MediaPlace>,
 }
 
-/// The manifest entry of a shard that is in the store; nothing else makes one.
+/// A shard that is in the store; nothing else makes one.
 #[derive(Debug)]
-pub(crate) struct StoredShard(ShardEntry);
-
-impl StoredShard {
-    pub(crate) fn entry(&self) -> &ShardEntry {
-        &self.0
-    }
+pub(crate) struct StoredShard {
+    pub(crate) entry: ShardEntry,
+    /// Of its planning columns.
+    pub(crate) histograms: BTreeMap<String, Histogram>,
+    /// Of its media, row by row.
+    pub(crate) places: Vec<MediaPlace>,
 }
 
 impl OpenShard {
-    pub(crate) fn new(head: ShardHead) -> Result<Self, IngestError> {
+    pub(crate) fn new(head: ShardHead) -> Self {
         let schema = record_schema(head.kind);
-        let properties = properties(&head);
-        let writer = ArrowWriter::try_new(Vec::new(), schema.clone(), Some(properties))
-            .map_err(|source| IngestError::Shard { corpus: head.corpus.clone(), source })?;
-        Ok(Self {
+        Self {
             head,
             schema,
-            writer,
+            writer: None,
             rows: Vec::new(),
             rows_bytes: 0,
+            group_rows: 0,
+            group_bytes: 0,
             n_rows: 0,
             media_bytes: 0,
             media_digest: blake3::Hasher::new(),
+            media_lens: Vec::new(),
             ranges: BTreeMap::new(),
-        })
+            histograms: BTreeMap::new(),
+        }
     }
 
     pub(crate) fn push(&mut self, row: Row) -> Result<(), IngestError> {
         let n_bytes = row.record.media.len() as u64;
-        if self.rows.len() == ROW_GROUP_ROWS || self.rows_bytes + n_bytes > ROW_GROUP_BYTES {
+        if self.group_rows == ROW_GROUP_ROWS || self.group_bytes + n_bytes > ROW_GROUP_BYTES {
             self.close_row_group()?;
         }
         self.media_digest.update(row.record.digest.0.as_bytes());
         for (name, value) in planning_values(&row.record) {
             let range = self.ranges.entry(name.to_owned()).or_insert([value, value]);
             *range = [range[0].min(value), range[1].max(value)];
+            self.histograms.entry(name.to_owned()).or_default().push(value);
         }
         self.n_rows += 1;
+        self.media_lens.push(n_bytes);
         self.media_bytes += n_bytes;
         self.rows_bytes += n_bytes;
+        self.group_rows += 1;
+        self.group_bytes += n_bytes;
         self.rows.push(row);
+        if self.rows.len() >= BATCH_ROWS || self.rows_bytes >= BATCH_BYTES {
+            self.write_rows()?;
+        }
         Ok(())
     }
 
@@ -142,38 +148,52 @@ impl OpenShard {
         self.close_row_group()?;
         let corpus = self.head.corpus.clone();
         let failed = |source| IngestError::Shard { corpus: corpus.clone(), source };
-        self.writer.append_key_value_metadata(KeyValue::new(footer::N_ROWS.to_owned(), self.n_rows.to_string()));
-        let media_digest = self.media_digest.finalize().to_hex().to_string();
-        self.writer.append_key_value_metadata(KeyValue::new(footer::MEDIA_DIGEST.to_owned(), media_digest));
-        let metadata = self.writer.finish().map_err(failed)?;
-        // `finish` has flushed all there is; `into_inner` would refuse a finished writer.
-        let bytes = std::mem::take(self.writer.inner_mut());
+        let writer = match self.writer.take() {
+            Some(writer) => writer,
+            None => ShardWriter::create(&self.head).map_err(failed)?,
+        };
+        let written = writer.seal(self.n_rows, &self.media_digest).map_err(failed)?;
+        let places = media_places(self.head.kind, written.file.as_file(), &self.media_lens).map_err(failed)?;
         let entry = ShardEntry {
-            digest: Digest::of(&bytes),
+            digest: written.digest,
             split: self.head.split,
             n_rows: self.n_rows,
-            n_bytes: bytes.len() as u64,
-            footer_len: footer_len(&bytes).map_err(failed)?,
-            index_offset: index_offset(&metadata).map_err(failed)?,
-            n_row_groups: metadata.num_row_groups() as u64,
+            n_deleted: 0,
+            n_bytes: written.n_bytes,
+            footer_len: written.footer_len,
+            index_offset: written.index_offset,
+            n_row_groups: written.n_row_groups,
             media_bytes: self.media_bytes,
             ranges: self.ranges,
         };
-        Ok(SealedShard { corpus, entry, bytes: Bytes::from(bytes) })
+        Ok(SealedShard { corpus, entry, file: written.file, histograms: self.histograms, places })
     }
 
     fn close_row_group(&mut self) -> Result<(), IngestError> {
+        self.write_rows()?;
+        (self.group_rows, self.group_bytes) = (0, 0);
+        let Some(writer) = &mut self.writer else { return Ok(()) };
+        writer.close_row_group().map_err(|source| IngestError::Shard { corpus: self.head.corpus.clone(), source })
+    }
+
+    /// Hands the rows to the writer, which holds them as pages until its row group is closed.
+    fn write_rows(&mut self) -> Result<(), IngestError> {
         if self.rows.is_empty() {
             return Ok(());
         }
-        let corpus = || self.head.corpus.clone();
+        let corpus = self.head.corpus.clone();
+        let corpus = || corpus.clone();
         let rows = std::mem::take(&mut self.rows);
+        if self.writer.is_none() {
+            self.head.mean_media_bytes = self.rows_bytes / rows.len() as u64;
+            let made = ShardWriter::create(&self.head);
+            self.writer = Some(made.map_err(|source| IngestError::Shard { corpus: corpus(), source })?);
+        }
         self.rows_bytes = 0;
         let batch = columns::batch(self.head.kind, &self.schema, &self.head.split, rows)
             .map_err(|source| IngestError::Columns { corpus: corpus(), source })?;
-        let failed = |source| IngestError::Shard { corpus: corpus(), source };
-        self.writer.write(&batch).map_err(failed)?;
-        self.writer.flush().map_err(failed)
+        let Some(writer) = &mut self.writer else { return Ok(()) };
+        writer.write(&batch).map_err(|source| IngestError::Shard { corpus: corpus(), source })
     }
 }
 
@@ -182,9 +202,9 @@ impl SealedShard {
     pub(crate) fn store(self, store: &Store) -> Result<StoredShard, StoreError> {
         let key = shard_key(&self.corpus, &self.entry.digest);
         if store.size(&key)? != Some(self.entry.n_bytes) {
-            store.put_if_absent(&key, self.bytes)?;
+            store.put_file(&key, self.file.path())?;
         }
-        Ok(StoredShard(self.entry))
+        Ok(StoredShard { entry: self.entry, histograms: self.histograms, places: self.places })
     }
 }
 
@@ -193,68 +213,25 @@ pub(crate) fn pack_rejects(corpus: &str, rejects: &[Reject]) -> Result<Bytes, In
     let failed = |source| IngestError::Shard { corpus: corpus.to_owned(), source };
     let batch =
         columns::rejects_batch(rejects).map_err(|source| IngestError::Columns { corpus: corpus.to_owned(), source })?;
-    let properties = common().set_dictionary_enabled(true).build();
-    let mut writer = ArrowWriter::try_new(Vec::new(), reject_schema(), Some(properties)).map_err(failed)?;
-    writer.write(&batch).map_err(failed)?;
-    Ok(Bytes::from(writer.into_inner().map_err(failed)?))
+    table_bytes(PROGRAM, &batch).map_err(failed)
 }
 
-/// What the writer's name says is its version, which is part of what made the bytes; never a time.
-fn common() -> WriterPropertiesBuilder {
-    WriterProperties::builder()
-        .set_created_by(concat!("imp-ingest ", env!("CARGO_PKG_VERSION")).to_owned())
-        .set_compression(Compression::ZSTD(ZstdLevel::try_new(3).unwrap_or_default()))
+/// The table of tombstones, in the order given.
+pub(crate) fn pack_tombstones(corpus: &str, tombstones: &[Tombstone]) -> Result<Bytes, IngestError> {
+    let batch =
+        tombstone_batch(tombstones).map_err(|source| IngestError::Columns { corpus: corpus.to_owned(), source })?;
+    table_bytes(PROGRAM, &batch).map_err(|source| IngestError::Shard { corpus: corpus.to_owned(), source })
 }
 
-fn properties(head: &ShardHead) -> WriterProperties {
-    let path = |parts: &[&str]| ColumnPath::new(parts.iter().map(|part| (*part).to_owned()).collect());
-    let media = media_column(head.kind);
-    let (bytes, file_name) = (path(&[media, column::MEDIA_BYTES]), path(&[media, column::MEDIA_PATH]));
-    let captions = path(&[column::CAPTIONS, "list", "item"]);
-    let tokens = path(&[column::TOKENS, "list", "item", "list", "item"]);
-    let blob_page = if head.mean_media_bytes >= LARGE_BLOB { 1 } else { SMALL_BLOB_PAGE };
-    let mut properties = common()
-        .set_dictionary_enabled(false)
-        .set_max_row_group_row_count(Some(ROW_GROUP_ROWS))
-        .set_write_batch_size(WORD_PAGE_ROWS)
-        .set_column_encoding(bytes.clone(), Encoding::PLAIN)
-        .set_column_compression(bytes.clone(), Compression::UNCOMPRESSED)
-        .set_column_data_page_size_limit(bytes.clone(), blob_page);
-    for blob in [bytes, file_name] {
-        properties = properties.set_column_statistics_enabled(blob, EnabledStatistics::None);
-    }
-    for words in [captions, tokens] {
-        properties = properties
-            .set_column_statistics_enabled(words.clone(), EnabledStatistics::None)
-            .set_column_data_page_row_count_limit(words, WORD_PAGE_ROWS);
-    }
-    for id in [column::KEY, column::DIGEST] {
-        // Without a limit of its own a filter is sized for a million keys.
-        let id = path(&[id]);
-        properties = properties
-            .set_column_bloom_filter_enabled(id.clone(), true)
-            .set_column_bloom_filter_fpp(id.clone(), 0.01)
-            .set_column_bloom_filter_max_ndv(id, ROW_GROUP_ROWS as u64);
-    }
-    for few in [column::SPLIT, column::LABEL, column::FORMAT, column::CODEC] {
-        properties = properties.set_column_dictionary_enabled(path(&[few]), true);
-    }
-    let pairs = [
-        (footer::SCHEMA, head.kind.name().to_owned()),
-        (footer::SCHEMA_VERSION, Format::Shard.current().to_string()),
-        (footer::CORPUS, head.corpus.clone()),
-        (footer::SPLIT, head.split.clone()),
-        (footer::WRITER, concat!("imp-ingest ", env!("CARGO_PKG_VERSION")).to_owned()),
-        (footer::TOKENIZER, head.tokenizer.0.clone()),
-        (footer::HUGGINGFACE, huggingface_features(head.kind)),
-    ];
-    let pairs = pairs.into_iter().map(|(key, value)| KeyValue::new(key.to_owned(), value)).collect();
-    properties.set_key_value_metadata(Some(pairs)).build()
+/// The index of the media of a snapshot.
+pub(crate) fn pack_media_index(corpus: &str, places: &[MediaPlace]) -> Result<Bytes, IngestError> {
+    media_index_bytes(PROGRAM, places).map_err(|source| IngestError::Shard { corpus: corpus.to_owned(), source })
 }
 
 /// Values of the columns that a plan can prune by.
 fn planning_values(record: &Record) -> Vec<(&'static str, f64)> {
-    let mut values = vec![(column::BYTES_LEN, record.media.len() as f64)];
+    let n_tokens = record.tokens.iter().map(Vec::len).max().unwrap_or(0);
+    let mut values = vec![(column::BYTES_LEN, record.media.len() as f64), (column::NUM_TOKENS, n_tokens as f64)];
     match &record.facts {
         Facts::Image(image) => {
             values.extend([(column::WIDTH, image.width as f64), (column::HEIGHT, image.height as f64)]);
@@ -274,20 +251,4 @@ fn planning_values(record: &Record) -> Vec<(&'static str, f64)> {
         ]),
     }
     values
-}
-
-/// Bytes of Parquet metadata before the length and the magic that end the file.
-fn footer_len(bytes: &[u8]) -> Result<u64, ParquetError> {
-    match bytes.last_chunk::<8>() {
-        Some([a, b, c, d, b'P', b'A', b'R', b'1']) => Ok(u64::from(u32::from_le_bytes([*a, *b, *c, *d]))),
-        _ => Err(ParquetError::General("the writer left no footer".to_owned())),
-    }
-}
-
-/// Where the page indexes begin; they run up to the footer.
-fn index_offset(metadata: &ParquetMetaData) -> Result<u64, ParquetError> {
-    let columns = metadata.row_groups().iter().flat_map(|group| group.columns());
-    let offsets = columns.flat_map(|c| [c.column_index_offset(), c.offset_index_offset()]).flatten();
-    let first = offsets.min().and_then(|offset| u64::try_from(offset).ok());
-    first.ok_or_else(|| ParquetError::General("the writer left no page index".to_owned()))
 }

@@ -1,9 +1,10 @@
-//! Every thread and every channel of ingest. Media stream through in row order; what is in flight is bounded in bytes.
+//! Every thread and every channel of ingest, but those that `fetch` waits on hosts with. Media stream through in row order;
+//! what is in flight is bounded in bytes.
 //!
 //! ```text
 //! plan ─► read (1 thread) ──2──► verify (n threads, record i to thread i mod n) ──2──► take (the caller), in order
-//!            ▲                                                                           │
-//!            └────────────────── bytes in flight ≤ IN_FLIGHT_BYTES ◄─────────────────────┘
+//!            ▲  ▲                                                                        │
+//!        fetch  └────────────── bytes in flight ≤ half of `memory_mib` ◄─────────────────┘
 //! ```
 //!
 //! In: planned records. Out: each one verified or refused, in the plan's order whatever the number of threads.
@@ -12,54 +13,84 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::thread::Builder;
 
 use crossbeam::channel::{Receiver, Sender, bounded};
 use imp_schemas::reject::{Reject, RejectReason};
 
-use crate::config::CorpusConfig;
-use crate::corpus::Locator;
+use crate::config::{CorpusConfig, IngestConfig};
+use crate::corpus::Place;
 use crate::error::IngestError;
+use crate::fetch::Fetcher;
 use crate::plan::Planned;
 use crate::text::Refusal;
 use crate::tokenizer::CaptionTokenizer;
 use crate::verify::{Record, verify};
 
-/// Media that have been read and not yet been taken; one larger medium may pass alone.
-const IN_FLIGHT_BYTES: u64 = 512 << 20;
+/// Of the memory that a worker may hold, what media have that were read and not yet taken; one larger medium may pass alone.
+const SHARE_IN_FLIGHT: u64 = 2;
+/// Of the same, what media have that came from hosts before their turn.
+const SHARE_FETCHED: u64 = 8;
 /// Between two stages, per verifying thread.
 const QUEUE: usize = 2;
 /// Open tars; a corpus of more reopens them.
 const MAX_OPEN_FILES: usize = 128;
 
-/// Takes one record, or why it is not kept.
-pub(crate) type Take<'a> = dyn FnMut(&Planned, Result<Record, Reject>) -> Result<(), IngestError> + 'a;
+/// Where media come from: this machine's files, and hosts once one is named.
+pub(crate) struct Sources<'a> {
+    config: &'a IngestConfig,
+    fetcher: OnceLock<Fetcher>,
+}
 
-/// Verifies `records` on `n_workers` threads and hands them to `take` in order.
+impl<'a> Sources<'a> {
+    pub(crate) fn new(config: &'a IngestConfig) -> Self {
+        Self { config, fetcher: OnceLock::new() }
+    }
+
+    /// The fetcher that `records` need, `None` if all their media are files.
+    fn fetcher_for(&self, records: &[Planned]) -> Result<Option<&Fetcher>, IngestError> {
+        if self.fetcher.get().is_none() && records.iter().any(|record| matches!(record.medium, Place::Url { .. })) {
+            let max_held = self.config.memory_bytes / SHARE_FETCHED;
+            let made = Fetcher::new(&self.config.fetch, max_held, &self.config.store_options())?;
+            // Only one thread asks, so none has made another in the meantime.
+            let _ = self.fetcher.set(made);
+        }
+        Ok(self.fetcher.get())
+    }
+}
+
+/// Takes what became of one input: a record, one for each clip of a film that is cut, or why it is not kept.
+pub(crate) type Take<'a> = dyn FnMut(&Planned, Result<Vec<Record>, Reject>) -> Result<(), IngestError> + 'a;
+
+/// Verifies `records` on the threads that the config allows and hands them to `take` in order.
 ///
 /// # Errors
 /// What `take` returns, and threads that cannot be started.
 pub(crate) fn verify_all(
     corpus: &CorpusConfig,
     tokenizer: &CaptionTokenizer,
-    n_workers: usize,
+    sources: &Sources<'_>,
     records: &[Planned],
     take: &mut Take<'_>,
 ) -> Result<(), IngestError> {
-    let in_flight = InFlight::default();
-    let n_workers = n_workers.min(records.len()).max(1);
+    let config = sources.config;
+    let fetcher = sources.fetcher_for(records)?;
+    let in_flight = InFlight { limit: config.memory_bytes / SHARE_IN_FLIGHT, ..InFlight::default() };
+    let n_workers = config.workers.min(records.len()).max(1);
     let (read_txs, read_rxs): (Vec<_>, Vec<_>) = (0..n_workers).map(|_| bounded(QUEUE)).unzip();
     let (done_txs, done_rxs): (Vec<_>, Vec<_>) = (0..n_workers).map(|_| bounded(QUEUE)).unzip();
     std::thread::scope(|scope| {
         // Dropped when this closure returns, for whatever cause: closed channels are the order to stop.
-        let done_rxs: Vec<Receiver<Result<Record, Reject>>> = done_rxs;
+        let done_rxs: Vec<Receiver<Done>> = done_rxs;
         let _closing = CloseOnDrop(&in_flight);
         let in_flight = &in_flight;
         let start = |name: String| Builder::new().name(name);
         let failed = |source| IngestError::Thread { source };
         start("ingest-read".to_owned())
-            .spawn_scoped(scope, move || read_all(corpus, records, in_flight, &read_txs))
+            .spawn_scoped(scope, move || {
+                read_all(corpus, fetcher, config.fetch.n_in_flight, records, in_flight, &read_txs);
+            })
             .map_err(failed)?;
         for (worker, (read_rx, done_tx)) in read_rxs.into_iter().zip(done_txs).enumerate() {
             start(format!("ingest-verify-{worker}"))
@@ -70,9 +101,13 @@ pub(crate) fn verify_all(
                 .map_err(failed)?;
         }
         for (planned, done_rx) in records.iter().zip(done_rxs.iter().cycle()) {
-            let verified = done_rx.recv().map_err(|_| IngestError::ThreadDied { name: "ingest-verify" })?;
+            let Done { n_held, verified } =
+                done_rx.recv().map_err(|_| IngestError::ThreadDied { name: "ingest-verify" })?;
             let taken = take(planned, verified);
-            in_flight.release(planned.medium.len);
+            in_flight.release(n_held);
+            if let (Err(_), Some(fetcher)) = (&taken, fetcher) {
+                fetcher.stop(); // The run is over: its reader waits for no host.
+            }
             taken?;
         }
         Ok(())
@@ -81,14 +116,53 @@ pub(crate) fn verify_all(
 
 type ReadResult = Result<Vec<u8>, Refusal>;
 
-fn read_all(corpus: &CorpusConfig, records: &[Planned], in_flight: &InFlight, read_txs: &[Sender<ReadResult>]) {
+/// A medium and what it holds of the bytes in flight.
+struct ReadMedium {
+    n_held: u64,
+    bytes: ReadResult,
+}
+
+struct Done {
+    n_held: u64,
+    verified: Result<Vec<Record>, Reject>,
+}
+
+fn read_all(
+    corpus: &CorpusConfig,
+    fetcher: Option<&Fetcher>,
+    n_ahead: usize,
+    records: &[Planned],
+    in_flight: &InFlight,
+    read_txs: &[Sender<ReadMedium>],
+) {
+    let limit = corpus.limits.max_media_bytes();
     let mut files = HashMap::new();
+    let urls = records.iter().filter_map(|record| match &record.medium {
+        Place::Url { url } => Some(Arc::clone(url)),
+        Place::File { .. } => None,
+    });
+    let mut fetched = fetcher.map(|fetcher| fetcher.fetch_all(urls, n_ahead, limit));
     for (planned, read_tx) in records.iter().zip(read_txs.iter().cycle()) {
-        if !in_flight.acquire(planned.medium.len) {
-            return;
-        }
-        let bytes = read_one(&planned.medium, corpus.limits.max_media_bytes(), &mut files);
-        if read_tx.send(bytes).is_err() {
+        let (n_held, bytes) = match &planned.medium {
+            Place::File { file, offset, len } => {
+                if !in_flight.acquire(*len) {
+                    return;
+                }
+                (*len, read_file(file, *offset, *len, limit, &mut files))
+            }
+            // Its size is known when it is there; until then the fetcher's own bound holds.
+            Place::Url { url } => {
+                let next = fetched.as_mut().and_then(Iterator::next);
+                let lost = || Err((RejectReason::Unreadable, format!("`{url}` was not asked for")));
+                let bytes = next.unwrap_or_else(lost);
+                let n_held = bytes.as_ref().map_or(0, |bytes| bytes.len() as u64);
+                if !in_flight.acquire(n_held) {
+                    return;
+                }
+                (n_held, bytes)
+            }
+        };
+        if read_tx.send(ReadMedium { n_held, bytes }).is_err() {
             return; // The verifier is gone: the run is over.
         }
     }
@@ -98,24 +172,23 @@ fn verify_some<'a>(
     corpus: &CorpusConfig,
     tokenizer: &CaptionTokenizer,
     mine: impl Iterator<Item = &'a Planned>,
-    read_rx: &Receiver<ReadResult>,
-    done_tx: &Sender<Result<Record, Reject>>,
+    read_rx: &Receiver<ReadMedium>,
+    done_tx: &Sender<Done>,
 ) {
-    for (planned, read) in mine.zip(read_rx) {
-        let verified = match read {
+    for (planned, ReadMedium { n_held, bytes }) in mine.zip(read_rx) {
+        let verified = match bytes {
             Ok(media) => {
                 verify(corpus, tokenizer, planned, media).map_err(|(refusal, media)| planned.reject(refusal, &media))
             }
             Err(refusal) => Err(planned.reject(refusal, &[])),
         };
-        if done_tx.send(verified).is_err() {
+        if done_tx.send(Done { n_held, verified }).is_err() {
             return; // The packer is gone: the run is over.
         }
     }
 }
 
-fn read_one(medium: &Locator, limit: u64, files: &mut HashMap<Arc<Path>, File>) -> ReadResult {
-    let &Locator { offset, len, .. } = medium;
+fn read_file(file: &Arc<Path>, offset: u64, len: u64, limit: u64, files: &mut HashMap<Arc<Path>, File>) -> ReadResult {
     if len == 0 {
         return Err((RejectReason::EmptyFile, "the file has 0 bytes".to_owned()));
     }
@@ -131,20 +204,18 @@ fn read_one(medium: &Locator, limit: u64, files: &mut HashMap<Arc<Path>, File>) 
     }
     // A range that starts at 0 is mostly a file of its own, which is not read again.
     let mut own;
-    let file = if offset == 0 {
-        own = File::open(&medium.file).map_err(unreadable)?;
+    let opened = if offset == 0 {
+        own = File::open(file).map_err(unreadable)?;
         &mut own
     } else {
-        match files.entry(Arc::clone(&medium.file)) {
+        match files.entry(Arc::clone(file)) {
             std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
-            std::collections::hash_map::Entry::Vacant(entry) => {
-                entry.insert(File::open(&medium.file).map_err(unreadable)?)
-            }
+            std::collections::hash_map::Entry::Vacant(entry) => entry.insert(File::open(file).map_err(unreadable)?),
         }
     };
-    file.seek(SeekFrom::Start(offset)).map_err(unreadable)?;
+    opened.seek(SeekFrom::Start(offset)).map_err(unreadable)?;
     let mut bytes = Vec::with_capacity(usize::try_from(len).unwrap_or(0));
-    file.take(len).read_to_end(&mut bytes).map_err(unreadable)?;
+    opened.take(len).read_to_end(&mut bytes).map_err(unreadable)?;
     if (bytes.len() as u64) < len {
         return Err((RejectReason::Truncated, format!("{} bytes read, {len} were there before", bytes.len())));
     }
@@ -154,6 +225,7 @@ fn read_one(medium: &Locator, limit: u64, files: &mut HashMap<Arc<Path>, File>) 
 /// Bytes between reader and taker.
 #[derive(Debug, Default)]
 struct InFlight {
+    limit: u64,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -169,7 +241,7 @@ impl InFlight {
     /// the oldest can always go on, and a medium above the limit passes when it is alone.
     fn acquire(&self, n: u64) -> bool {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let waits = |state: &mut State| !state.is_closed && state.n_bytes > 0 && state.n_bytes + n > IN_FLIGHT_BYTES;
+        let waits = |state: &mut State| !state.is_closed && state.n_bytes > 0 && state.n_bytes + n > self.limit;
         let mut state = self.changed.wait_while(state, waits).unwrap_or_else(PoisonError::into_inner);
         state.n_bytes += n;
         !state.is_closed

@@ -1,6 +1,7 @@
 //! Candidates → the order in which records enter shards, with captions, label and split settled.
 //!
-//! In: what a corpus offers. Out: [`Plan`]: rows of each split in an order that depends on keys alone, so that a corpus
+//! In: what a unit of a corpus offers, and the corpus's classes. Out: [`Plan`]: rows of each split in an order that depends on
+//! keys alone, so that a corpus
 //! sorted by class does not lie class by class in its row groups, and a new record moves no other.
 //! Never: reads a medium.
 
@@ -10,12 +11,12 @@ use std::sync::Arc;
 use imp_schemas::reject::{Reject, RejectReason};
 
 use crate::config::{CorpusConfig, IngestConfig, SplitRule};
-use crate::corpus::{Candidate, Found, Locator};
+use crate::corpus::{Candidate, Found, Place};
 use crate::error::IngestError;
-use crate::text::{Refusal, matches_glob, utf8};
+use crate::text::{Refusal, Wording, matches_glob, utf8};
 
 /// The split of a record without any other.
-const DEFAULT_SPLIT: &str = "train";
+pub(crate) const DEFAULT_SPLIT: &str = "train";
 
 /// A record to be: only its medium has not been looked at.
 #[derive(Debug)]
@@ -25,9 +26,9 @@ pub(crate) struct Planned {
     pub(crate) row: u64,
     pub(crate) listed_in: Option<Arc<str>>,
     pub(crate) captions: Vec<String>,
-    /// Index into [`Plan::classes`].
+    /// Index into [`Classes::names`].
     pub(crate) label_id: Option<usize>,
-    pub(crate) medium: Locator,
+    pub(crate) medium: Place,
 }
 
 impl Planned {
@@ -42,12 +43,11 @@ impl Planned {
     }
 }
 
-/// Everything about a corpus that can be known without its media.
+/// Everything about a unit that can be known without its media.
 #[derive(Debug)]
 pub(crate) struct Plan {
     /// By split, `train` first; within a split in the order of its rows.
     pub(crate) splits: Vec<(String, Vec<Planned>)>,
-    pub(crate) classes: Vec<String>,
     pub(crate) rejects: Vec<Reject>,
     pub(crate) n_inputs: u64,
     pub(crate) n_ignored: u64,
@@ -55,42 +55,81 @@ pub(crate) struct Plan {
     pub(crate) spools: Vec<tempfile::NamedTempFile>,
 }
 
-impl Plan {
-    /// Captions of all records, in row order.
-    pub(crate) fn captions(&self) -> impl Iterator<Item = &str> {
-        self.splits.iter().flat_map(|(_, records)| records).flat_map(|r| &r.captions).map(String::as_str)
+/// The classes of a corpus, by id.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Classes {
+    names: Vec<String>,
+    ids: HashMap<String, usize>,
+}
+
+impl Classes {
+    /// Those of `class_names`, by line; `None` if the config has none.
+    ///
+    /// # Errors
+    /// The list cannot be read, or does not name a class a line.
+    pub(crate) fn given(config: &IngestConfig, corpus: &CorpusConfig) -> Result<Option<Self>, IngestError> {
+        let names = corpus.class_names.as_ref().map(|path| read_classes(config, corpus, path)).transpose()?;
+        Ok(names.map(Self::of))
+    }
+
+    pub(crate) fn names(&self) -> &[String] {
+        &self.names
+    }
+
+    pub(crate) fn of(names: Vec<String>) -> Self {
+        let ids = names.iter().cloned().enumerate().map(|(id, name)| (name, id)).collect();
+        Self { names, ids }
+    }
+
+    /// A label is a class's name, or its index.
+    fn id(&self, label: &str) -> Result<usize, Refusal> {
+        let n_classes = self.names.len();
+        let by_index = || label.parse::<usize>().ok().filter(|&id| id < n_classes);
+        self.ids.get(label).copied().or_else(by_index).ok_or_else(|| {
+            let wanted = format!("a name of the class list or 0 to {}", n_classes.saturating_sub(1));
+            (RejectReason::UnknownClass, format!("class `{label}`, wanted {wanted}"))
+        })
+    }
+
+    /// The class of `wording`, if it has one, and its captions: its own, or sentences about the class, or the corpus's.
+    ///
+    /// # Errors
+    /// The class is not in the list.
+    pub(crate) fn settle(
+        &self,
+        corpus: &CorpusConfig,
+        wording: Wording,
+    ) -> Result<(Vec<String>, Option<usize>), Refusal> {
+        let Wording { mut captions, label } = wording;
+        let label_id = label.map(|label| self.id(&label)).transpose()?;
+        if let (true, Some(id)) = (captions.is_empty(), label_id) {
+            captions = captions_from(&corpus.caption_from_label, &self.names[id]);
+        }
+        if captions.is_empty() {
+            captions.clone_from(&corpus.caption_if_none);
+        }
+        Ok((captions, label_id))
     }
 }
 
-/// Settles what every record of `corpus` is.
+/// Settles what every record of a unit of `corpus` is.
 ///
 /// # Errors
-/// The class list cannot be read, or the split of a record is not clear.
-pub(crate) fn plan(config: &IngestConfig, corpus: &CorpusConfig, found: Found) -> Result<Plan, IngestError> {
+/// The split of a record is not clear.
+pub(crate) fn plan(corpus: &CorpusConfig, found: Found, classes: &Classes) -> Result<Plan, IngestError> {
     let Found { candidates, mut rejects, n_ignored, spools } = found;
     let n_inputs = (candidates.len() + rejects.len()) as u64;
-    let classes = match &corpus.class_names {
-        Some(path) => read_classes(config, corpus, path)?,
-        None => {
-            let labels: BTreeSet<&String> = candidates.iter().filter_map(|c| c.wording.label.as_ref()).collect();
-            labels.into_iter().cloned().collect()
-        }
-    };
-    let class_ids: HashMap<&str, usize> = classes.iter().enumerate().map(|(id, name)| (name.as_str(), id)).collect();
     let mut by_split: BTreeMap<String, Vec<Planned>> = BTreeMap::new();
     let mut places: HashMap<String, String> = HashMap::new();
     for candidate in candidates {
         let split = split_of(corpus, &candidate)?;
         let Candidate { key, source, row, listed_in, wording, medium, .. } = candidate;
-        let label_id = wording.label.as_deref().map(|label| class_id(label, &class_ids, classes.len())).transpose();
-        let mut planned = Planned { key, source, row, listed_in, captions: wording.captions, label_id: None, medium };
-        let refusal = match label_id {
+        let settled = classes.settle(corpus, wording);
+        let mut planned = Planned { key, source, row, listed_in, captions: Vec::new(), label_id: None, medium };
+        let refusal = match settled {
             Err(refusal) => Some(refusal),
-            Ok(label_id) => {
-                planned.label_id = label_id;
-                if let (true, Some(id)) = (planned.captions.is_empty(), label_id) {
-                    planned.captions = captions_from(&corpus.caption_from_label, &classes[id]);
-                }
+            Ok((captions, label_id)) => {
+                (planned.captions, planned.label_id) = (captions, label_id);
                 let is_bare = planned.captions.is_empty() && label_id.is_none();
                 let detail = "neither a caption nor a label".to_owned();
                 let earlier = places.get(&planned.key);
@@ -112,7 +151,7 @@ pub(crate) fn plan(config: &IngestConfig, corpus: &CorpusConfig, found: Found) -
     for (_, records) in &mut splits {
         records.sort_by_cached_key(|record| *blake3::hash(record.key.as_bytes()).as_bytes());
     }
-    Ok(Plan { splits, classes, rejects, n_inputs, n_ignored, spools })
+    Ok(Plan { splits, rejects, n_inputs, n_ignored, spools })
 }
 
 /// Sentences about a label: `_` stands for a space in the names of folders.
@@ -121,19 +160,8 @@ fn captions_from(templates: &[String], label: &str) -> Vec<String> {
     templates.iter().map(|template| template.replace("{}", &label)).collect()
 }
 
-fn class_id(label: &str, ids: &HashMap<&str, usize>, n_classes: usize) -> Result<usize, Refusal> {
-    let by_index = || label.parse::<usize>().ok().filter(|&id| id < n_classes);
-    ids.get(label).copied().or_else(by_index).ok_or_else(|| {
-        (
-            RejectReason::UnknownClass,
-            format!("class `{label}`, wanted a name of the class list or 0 to {}", n_classes.saturating_sub(1)),
-        )
-    })
-}
-
 fn read_classes(config: &IngestConfig, corpus: &CorpusConfig, path: &str) -> Result<Vec<String>, IngestError> {
-    let full = config.resolve(path);
-    let bytes = std::fs::read(&full).map_err(|source| IngestError::Read { path: full, source })?;
+    let bytes = crate::corpus::read_small(config, path)?;
     let broken = |found: String, rule: &str| IngestError::Config {
         key: format!("ingest.corpus.{}.class_names", corpus.name),
         found: format!("`{path}`, {found}"),

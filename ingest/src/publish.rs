@@ -4,13 +4,15 @@
 //! a manifest changed, a version that says what the newest says already.
 
 use bytes::Bytes;
-use imp_schemas::manifest::{Manifest, RejectsEntry};
+use imp_schemas::manifest::{Manifest, MediaIndexEntry, RejectsEntry, TombstonesEntry};
+use imp_schemas::media_index::MediaPlace;
 use imp_schemas::reject::Reject;
-use imp_schemas::shard::{Digest, manifest_key, rejects_key, tokenizer_key};
+use imp_schemas::shard::{Digest, manifest_key, media_index_key, rejects_key, tokenizer_key, tombstones_key};
 use imp_schemas::store::{Store, StoreError};
+use imp_schemas::tombstone::Tombstone;
 
 use crate::error::IngestError;
-use crate::pack::pack_rejects;
+use crate::pack::{pack_media_index, pack_rejects, pack_tombstones};
 use crate::report::Published;
 use crate::tokenizer::CaptionTokenizer;
 
@@ -30,6 +32,33 @@ pub(crate) fn store_rejects(
     let digest = Digest::of(&bytes);
     store.put_if_absent(&rejects_key(corpus, &digest), bytes)?;
     Ok(Some(RejectsEntry { digest, n_rows: rejects.len() as u64 }))
+}
+
+/// Puts the table of tombstones beside the shards; `None` without any.
+pub(crate) fn store_tombstones(
+    store: &Store,
+    corpus: &str,
+    tombstones: &[Tombstone],
+) -> Result<Option<TombstonesEntry>, IngestError> {
+    if tombstones.is_empty() {
+        return Ok(None);
+    }
+    let bytes = pack_tombstones(corpus, tombstones)?;
+    let digest = Digest::of(&bytes);
+    store.put_if_absent(&tombstones_key(corpus, &digest), bytes)?;
+    Ok(Some(TombstonesEntry { digest, n_rows: tombstones.len() as u64 }))
+}
+
+/// Puts the index of media beside the shards.
+pub(crate) fn store_media_index(
+    store: &Store,
+    corpus: &str,
+    places: &[MediaPlace],
+) -> Result<MediaIndexEntry, IngestError> {
+    let bytes = pack_media_index(corpus, places)?;
+    let digest = Digest::of(&bytes);
+    store.put_if_absent(&media_index_key(corpus, &digest), bytes)?;
+    Ok(MediaIndexEntry { digest, n_rows: places.len() as u64 })
 }
 
 /// Puts the tokenizer where all corpora of the run find it.

@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use imp_schemas::manifest::{Manifest, RejectsEntry};
 use imp_schemas::reject::RejectReason;
-use imp_schemas::shard::Digest;
+use imp_schemas::shard::{Digest, rejects_key};
+use imp_schemas::store::Store;
 use serde::Serialize;
 
 /// The snapshot that a run left as a corpus's newest.
@@ -24,6 +26,8 @@ pub struct CorpusReport {
     /// In the order of the manifest's splits.
     pub splits: Vec<(String, u64)>,
     pub n_rejected: BTreeMap<RejectReason, u64>,
+    /// By rule of cleaning: captions that were taken from records, and records that a dry run would have dropped.
+    pub broken_rules: BTreeMap<String, u64>,
     /// Files that are neither medium nor caption.
     pub n_ignored: u64,
     pub n_classes: usize,
@@ -32,8 +36,40 @@ pub struct CorpusReport {
     pub media_bytes: u64,
     pub seconds: f64,
     pub published: Published,
-    /// Where the table of rejects lies, if there is one.
-    pub rejects: Option<String>,
+    /// Where the tables of rejects lie.
+    pub rejects: Vec<String>,
+}
+
+impl CorpusReport {
+    pub(crate) fn of(store: &Store, manifest: Manifest, n_ignored: u64, seconds: f64, published: Published) -> Self {
+        let splits = manifest.splits().into_iter().map(|name| (name.to_owned(), manifest.n_rows(name))).collect();
+        let place = |r: &RejectsEntry| format!("{}/{}", store.url(), rejects_key(&manifest.corpus, &r.digest));
+        let rejects = manifest.rejects.iter().map(place).collect();
+        Self {
+            splits,
+            n_inputs: manifest.n_inputs,
+            n_records: manifest.n_records,
+            broken_rules: manifest.broken_rules,
+            n_ignored,
+            n_classes: manifest.classes.len(),
+            n_shards: manifest.shards.len(),
+            shard_bytes: manifest.shards.iter().map(|shard| shard.n_bytes).sum(),
+            media_bytes: manifest.shards.iter().map(|shard| shard.media_bytes).sum(),
+            seconds,
+            published,
+            rejects,
+            corpus: manifest.corpus,
+            n_rejected: manifest.n_rejected,
+        }
+    }
+}
+
+/// A corpus that has units which other workers have not finished.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Waiting {
+    pub corpus: String,
+    pub n_done: usize,
+    pub n_units: usize,
 }
 
 /// A run.
@@ -42,7 +78,9 @@ pub struct Report {
     pub store: String,
     pub tokenizer: Digest,
     pub vocab_size: usize,
+    /// Published corpora; empty while units of any corpus are missing.
     pub corpora: Vec<CorpusReport>,
+    pub waiting: Vec<Waiting>,
     pub seconds: f64,
 }
 
@@ -53,6 +91,12 @@ impl std::fmt::Display for Report {
         }
         writeln!(f, "tokenizer {}: {} ids", self.tokenizer.short(), self.vocab_size)?;
         writeln!(f, "{:.1} s in all", self.seconds)?;
+        if !self.waiting.is_empty() {
+            for Waiting { corpus, n_done, n_units } in &self.waiting {
+                writeln!(f, "{corpus}: {n_done} of {n_units} units are done, the others are other workers'")?;
+            }
+            return write!(f, "nothing is published yet: the worker that does the last unit publishes");
+        }
         let names: Vec<&str> = self.corpora.iter().map(|c| c.corpus.as_str()).collect();
         write!(f, "check the shards: imp-shards check --store {} {}", self.store, names.join(" "))
     }
@@ -68,9 +112,18 @@ impl std::fmt::Display for CorpusReport {
         writeln!(f, "  records   {} ({})", self.n_records, splits.join(", "))?;
         let n_rejected: u64 = self.n_rejected.values().sum();
         let reasons: Vec<String> = self.n_rejected.iter().map(|(reason, n)| format!("{reason} {n}")).collect();
-        match &self.rejects {
-            Some(table) => writeln!(f, "  rejected  {n_rejected} ({}), listed in {table}", reasons.join(", "))?,
-            None => writeln!(f, "  rejected  0")?,
+        match &self.rejects[..] {
+            [] if n_rejected == 0 => writeln!(f, "  rejected  0")?,
+            [] => writeln!(f, "  rejected  {n_rejected} ({}), hidden by tombstones", reasons.join(", "))?,
+            [table] => writeln!(f, "  rejected  {n_rejected} ({}), listed in {table}", reasons.join(", "))?,
+            [first, rest @ ..] => {
+                let more = rest.len();
+                writeln!(f, "  rejected  {n_rejected} ({}), listed in {first} and {more} more", reasons.join(", "))?;
+            }
+        }
+        if !self.broken_rules.is_empty() {
+            let rules: Vec<String> = self.broken_rules.iter().map(|(rule, n)| format!("{rule} {n}")).collect();
+            writeln!(f, "  cleaning  {} (captions taken, or records that a dry run kept)", rules.join(", "))?;
         }
         if self.n_ignored > 0 {
             writeln!(f, "  ignored   {} files that are neither medium nor caption", self.n_ignored)?;

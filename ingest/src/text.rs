@@ -3,13 +3,14 @@
 //! In: bytes and strings of tables and sidecars. Out: captions and labels, or the reason why not. Never: I/O.
 
 use imp_schemas::reject::RejectReason;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 /// Why something is not kept: a reason, and what was found and wanted.
 pub(crate) type Refusal = (RejectReason, String);
 
 /// Captions and label of one record, as far as they are known.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Wording {
     pub(crate) captions: Vec<String>,
     pub(crate) label: Option<String>,
@@ -148,7 +149,8 @@ fn name_of(value: &Value) -> &'static str {
 pub(crate) fn safe_path(path: &str) -> Result<String, Refusal> {
     let unsafe_path = |why: &str| (RejectReason::UnsafePath, format!("`{path}` {why}"));
     if path.contains("://") {
-        return Err((RejectReason::MissingFile, format!("`{path}` is a URL, wanted a file; download it first")));
+        let detail = format!("`{path}` is no path, and no URL of `http://`, `https://` or `s3://`");
+        return Err((RejectReason::MissingFile, detail));
     }
     if path.contains('\0') {
         return Err(unsafe_path("holds a NUL"));

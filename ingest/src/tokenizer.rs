@@ -7,13 +7,14 @@ use std::path::Path;
 
 use imp_schemas::manifest::TokenizerEntry;
 use imp_schemas::reject::RejectReason;
-use imp_schemas::shard::Digest;
+use imp_schemas::shard::{Digest, tokenizer_key};
+use imp_schemas::store::Store;
 use tokenizers::models::bpe::{BPE, BpeTrainerBuilder};
 use tokenizers::normalizers::{Lowercase, NFC, Sequence};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{AddedToken, Tokenizer};
 
-use crate::config::TokenizerSpec;
+use crate::config::{TokenizerSpec, TrainSpec};
 use crate::error::IngestError;
 use crate::text::Refusal;
 
@@ -32,29 +33,45 @@ pub(crate) struct CaptionTokenizer {
 }
 
 impl CaptionTokenizer {
-    /// The tokenizer that `spec` asks for; `captions` is only read for training.
+    /// The tokenizer of the file that `spec` names.
     ///
     /// # Errors
-    /// The file is no tokenizer or its id 0 is no padding; nothing to train on.
-    pub(crate) fn make(
+    /// The file cannot be read, is no tokenizer, or its id 0 is no padding.
+    pub(crate) fn read(spec: &TokenizerSpec, root: &Path) -> Result<Self, IngestError> {
+        let TokenizerSpec::File(file) = spec else {
+            return Self::train(spec, &mut std::iter::empty());
+        };
+        let path = root.join(file);
+        let bytes = std::fs::read(&path).map_err(|source| IngestError::Read { path, source })?;
+        Self::of(&file.display().to_string(), bytes)
+    }
+
+    /// The tokenizer of a corpus that is published already.
+    ///
+    /// # Errors
+    /// The store failed, or does not have it.
+    pub(crate) fn of_store(store: &Store, digest: &Digest) -> Result<Self, IngestError> {
+        let key = tokenizer_key(digest);
+        let bytes = store.get(&key)?;
+        Self::of(&key, bytes.to_vec())
+    }
+
+    /// A tokenizer trained over `captions`, as `spec` asks.
+    ///
+    /// # Errors
+    /// The captions do not make one.
+    pub(crate) fn train(
         spec: &TokenizerSpec,
-        root: &Path,
-        captions: &mut (dyn Iterator<Item = &str> + Send),
+        captions: &mut (dyn Iterator<Item = String> + Send),
     ) -> Result<Self, IngestError> {
-        match spec {
-            TokenizerSpec::File(file) => {
-                let path = root.join(file);
-                let bytes = std::fs::read(&path).map_err(|source| IngestError::Read { path, source })?;
-                Self::of(&file.display().to_string(), bytes)
-            }
-            TokenizerSpec::Train(train) => {
-                let name = "trained over the captions";
-                let failed =
-                    |e: tokenizers::Error| IngestError::Tokenizer { name: name.to_owned(), detail: e.to_string() };
-                let bytes = train_bpe(train.vocab_size, captions).map_err(failed)?;
-                Self::of(name, bytes)
-            }
-        }
+        let name = "trained over the captions";
+        let vocab_size = match spec {
+            TokenizerSpec::Train(train) => train.vocab_size,
+            TokenizerSpec::File(_) => TrainSpec::default().vocab_size,
+        };
+        let failed = |e: tokenizers::Error| IngestError::Tokenizer { name: name.to_owned(), detail: e.to_string() };
+        let bytes = train_bpe(vocab_size, captions).map_err(failed)?;
+        Self::of(name, bytes)
     }
 
     fn of(name: &str, bytes: Vec<u8>) -> Result<Self, IngestError> {
@@ -97,7 +114,7 @@ impl CaptionTokenizer {
 /// Lower case, NFC, words with their space before, bytes, merges of pairs seen at least twice.
 fn train_bpe(
     vocab_size: usize,
-    captions: &mut (dyn Iterator<Item = &str> + Send),
+    captions: &mut (dyn Iterator<Item = String> + Send),
 ) -> Result<Vec<u8>, tokenizers::Error> {
     let mut tokenizer = Tokenizer::new(BPE::default());
     tokenizer.with_normalizer(Some(Sequence::new(vec![NFC.into(), Lowercase.into()])))?;
@@ -119,11 +136,10 @@ fn train_bpe(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::TrainSpec;
 
     fn train(captions: &[String], vocab_size: usize) -> CaptionTokenizer {
         let spec = TokenizerSpec::Train(TrainSpec { vocab_size });
-        CaptionTokenizer::make(&spec, Path::new("."), &mut captions.iter().map(String::as_str)).unwrap()
+        CaptionTokenizer::train(&spec, &mut captions.iter().cloned()).unwrap()
     }
 
     fn sentences() -> Vec<String> {

@@ -1,74 +1,149 @@
-//! One record's bytes → what its planning columns say, or why it is not kept.
+//! One record's bytes → what is stored of it, or why it is not kept.
 //!
-//! In: a planned record and its medium. Out: a [`Record`] whose medium was decoded in full. Never: I/O, a panic on data.
+//! In: a planned record and its medium. Out: [`Record`]s whose media were decoded in full, after whatever the corpus's rules
+//! did to them. Never: I/O, a panic on data.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use imp_schemas::media::{AudioMeta, ImageMeta, MediaError, VideoMeta, read_audio, read_image, read_video};
-use imp_schemas::modality::RecordKind;
 use imp_schemas::reject::RejectReason;
 use imp_schemas::shard::Digest;
 
 use crate::config::CorpusConfig;
+use crate::filter::{self, Finding, picture_hash};
+use crate::media::{Stored, prepare};
 use crate::plan::Planned;
 use crate::text::Refusal;
 use crate::tokenizer::CaptionTokenizer;
 
-/// What decoding found.
-#[derive(Debug)]
-pub(crate) enum Facts {
-    Image(ImageMeta),
-    Video(VideoMeta),
-    Audio(AudioMeta),
-}
+pub(crate) use crate::media::Facts;
 
 /// What only the medium and the captions' ids add to a [`Planned`] record.
 #[derive(Debug)]
 pub(crate) struct Record {
+    /// What the record's key has behind it: empty, or `#0003` for the clip of window 3.
+    pub(crate) key_suffix: String,
     pub(crate) facts: Facts,
     pub(crate) digest: Digest,
+    /// Those that the rules leave.
+    pub(crate) captions: Vec<String>,
     /// Of each caption.
     pub(crate) tokens: Vec<Vec<i32>>,
+    /// Perceptual, of a picture; if the rules compare pictures.
+    pub(crate) picture_hash: Option<u64>,
+    /// What was done to the medium: `baseline`, `metadata`, `baseline+metadata`, `reencode`, `remux`, `clip` or `flac`.
+    pub(crate) normalised: Option<String>,
+    /// Rules that the record or one of its captions breaks: what a dry run would have dropped, and captions that were.
+    pub(crate) findings: Vec<Finding>,
     pub(crate) media: Vec<u8>,
 }
 
-/// Decodes `media` in full and tokenises the captions.
+/// Decodes `media` in full, holds it and its captions to the corpus's rules, changes it as they say and tokenises what is
+/// left of the captions. One record comes of it, or one for each clip of a film that is cut.
 pub(crate) fn verify(
     corpus: &CorpusConfig,
     tokenizer: &CaptionTokenizer,
     planned: &Planned,
     media: Vec<u8>,
-) -> Result<Record, (Refusal, Vec<u8>)> {
-    let facts = decode(corpus, &media).and_then(|facts| check_size(corpus, facts));
-    let words = facts.and_then(|facts| {
-        let tokens: Result<Vec<Vec<i32>>, Refusal> = planned.captions.iter().map(|c| tokenizer.encode(c)).collect();
-        Ok((facts, tokens?))
-    });
-    match words {
-        Ok((facts, tokens)) => Ok(Record { facts, digest: Digest::of(&media), tokens, media }),
+) -> Result<Vec<Record>, (Refusal, Vec<u8>)> {
+    // A library may panic on bytes that nobody foresaw; that costs the record, not the run.
+    let prepared = catch_unwind(AssertUnwindSafe(|| checked(corpus, tokenizer, planned, &media)));
+    let panicked = || Err((RejectReason::Corrupt, "the decoder panicked on these bytes".to_owned()));
+    match prepared.unwrap_or_else(|_| panicked()) {
+        Ok((words, stored)) => Ok(records(words, stored, media)),
         Err(refusal) => Err((refusal, media)),
     }
 }
 
-fn decode(corpus: &CorpusConfig, media: &[u8]) -> Result<Facts, Refusal> {
-    let limits = corpus.limits.media();
-    // A decoder of a library may panic on bytes that nobody foresaw; that costs the record, not the run.
-    let facts = catch_unwind(AssertUnwindSafe(|| {
-        Ok(match corpus.kind {
-            RecordKind::ImageText => Facts::Image(read_image(media, &limits)?.0),
-            RecordKind::VideoText => Facts::Video(read_video(media, &limits)?),
-            RecordKind::AudioText => Facts::Audio(read_audio(media, &limits)?.0),
-        })
-    }));
-    match facts {
-        Ok(facts) => facts.map_err(|error: MediaError| (error.reason(), error.to_string())),
-        Err(_) => Err((RejectReason::Corrupt, "the decoder panicked on these bytes".to_owned())),
+/// What the records of one medium have in common.
+struct Words {
+    captions: Vec<String>,
+    tokens: Vec<Vec<i32>>,
+    findings: Vec<Finding>,
+}
+
+type Checked = (Words, Vec<(Stored, Option<u64>)>);
+
+fn checked(
+    corpus: &CorpusConfig,
+    tokenizer: &CaptionTokenizer,
+    planned: &Planned,
+    media: &[u8],
+) -> Result<Checked, Refusal> {
+    let clean = &corpus.clean;
+    let mut findings = Vec::new();
+    let captions = settle_captions(corpus, planned, &mut findings)?;
+    let mut accept = |facts: &Facts| {
+        check_size(corpus, facts)?;
+        match filter::check_medium(clean, facts) {
+            Some(finding) if !clean.dry => Err(finding.into()),
+            finding => {
+                findings.extend(finding);
+                Ok(())
+            }
+        }
+    };
+    let stored = prepare(corpus.kind, media, &corpus.media, &corpus.limits.media(), &mut accept)?;
+    let tokens: Result<Vec<Vec<i32>>, Refusal> = captions.iter().map(|c| tokenizer.encode(c)).collect();
+    let wants_hash = clean.wants_picture_hash();
+    let hash = |stored: &Stored| stored.picture.as_ref().filter(|_| wants_hash).and_then(picture_hash);
+    let stored = stored.into_iter().map(|stored| {
+        let hash = hash(&stored);
+        (stored, hash)
+    });
+    Ok((Words { captions, tokens: tokens?, findings }, stored.collect()))
+}
+
+/// The captions that pass; refused if none is left of some, label or not: its captions are what the record is for.
+fn settle_captions(
+    corpus: &CorpusConfig,
+    planned: &Planned,
+    findings: &mut Vec<Finding>,
+) -> Result<Vec<String>, Refusal> {
+    let broken = filter::check_captions(&corpus.clean.caption, &planned.captions);
+    let passes: Vec<bool> = broken.iter().map(Option::is_none).collect();
+    let first = broken.iter().flatten().next().cloned();
+    findings.extend(broken.into_iter().flatten());
+    if corpus.clean.dry {
+        return Ok(planned.captions.clone());
+    }
+    match first {
+        Some(finding) if !passes.contains(&true) => Err(finding.into()),
+        _ => Ok(planned.captions.iter().zip(passes).filter(|(_, passes)| *passes).map(|(c, _)| c.clone()).collect()),
     }
 }
 
-fn check_size(corpus: &CorpusConfig, facts: Facts) -> Result<Facts, Refusal> {
+fn records(words: Words, stored: Vec<(Stored, Option<u64>)>, media: Vec<u8>) -> Vec<Record> {
+    let Words { captions, tokens, findings } = words;
+    let record = |(stored, picture_hash): (Stored, Option<u64>), media: Vec<u8>| Record {
+        key_suffix: stored.window_idx.map(|window| format!("#{window:04}")).unwrap_or_default(),
+        facts: stored.facts,
+        digest: Digest::of(&media),
+        captions: captions.clone(),
+        tokens: tokens.clone(),
+        picture_hash,
+        normalised: stored.normalised,
+        findings: Vec::new(),
+        media,
+    };
+    // The source's bytes go to the one record that stores them as they are.
+    let mut source = Some(media);
+    let mut records: Vec<Record> = stored
+        .into_iter()
+        .filter_map(|(mut stored, hash)| {
+            let media = stored.changed.take().or_else(|| source.take())?;
+            Some(record((stored, hash), media))
+        })
+        .collect();
+    // Counted once, whatever the number of clips.
+    if let Some(first) = records.first_mut() {
+        first.findings = findings;
+    }
+    records
+}
+
+fn check_size(corpus: &CorpusConfig, facts: &Facts) -> Result<(), Refusal> {
     let limits = &corpus.limits;
-    let (side, seconds) = match &facts {
+    let (side, seconds) = match facts {
         Facts::Image(image) => (Some(image.width.min(image.height)), None),
         Facts::Video(video) => (Some(video.width.min(video.height)), Some(video.duration)),
         Facts::Audio(audio) => (None, Some(audio.duration)),
@@ -81,6 +156,6 @@ fn check_size(corpus: &CorpusConfig, facts: Facts) -> Result<Facts, Refusal> {
         (_, Some(seconds)) if seconds < limits.min_seconds => {
             too_small(format!("it lasts {seconds:.3} s, the limit is {} s", limits.min_seconds))
         }
-        _ => Ok(facts),
+        _ => Ok(()),
     }
 }

@@ -1,6 +1,7 @@
 //! Splits of corpora, open for reading by row.
 //!
-//! In: manifests. Out: which shard and row a row of a split is, and an open reader of that shard. Never: a footer read twice.
+//! In: snapshots. Out: which shard and row a row of a split is, and an open reader of that shard. Never: a footer read twice,
+//! a row that the snapshot hides.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -9,6 +10,7 @@ use imp_schemas::modality::RecordKind;
 use imp_schemas::shard::shard_key;
 use imp_schemas::shard_reader::ShardReader;
 use imp_schemas::store::{Snapshot, Store};
+use imp_schemas::tombstone::row_of_live;
 
 use crate::error::LoaderError;
 
@@ -27,6 +29,8 @@ pub struct Split {
 struct OpenedShard {
     entry: ShardEntry,
     key: Arc<str>,
+    /// Rising rows that the snapshot hides.
+    hidden: Arc<[u64]>,
     reader: Mutex<Option<Arc<ShardReader>>>,
 }
 
@@ -38,13 +42,14 @@ impl Split {
         let entries = manifest.split(split)?;
         let mut starts = vec![0];
         for entry in &entries {
-            starts.push(starts[starts.len() - 1] + entry.n_rows);
+            starts.push(starts[starts.len() - 1] + entry.n_live());
         }
-        let n_rows = starts[starts.len() - 1].max(1);
+        let n_rows = entries.iter().map(|e| e.n_rows).sum::<u64>().max(1);
         let mean_bytes = entries.iter().map(|e| e.media_bytes).sum::<u64>() / n_rows;
         let shards = entries.into_iter().map(|entry| OpenedShard {
             entry: entry.clone(),
             key: Arc::from(shard_key(&manifest.corpus, &entry.digest)),
+            hidden: snapshot.hidden.rows(&entry.digest),
             reader: Mutex::new(None),
         });
         let (corpus, split) = (manifest.corpus.clone(), split.to_owned());
@@ -55,10 +60,11 @@ impl Split {
         self.starts[self.starts.len() - 1]
     }
 
-    /// Shard (index in the split) and row within it.
+    /// Shard (index in the split) and row within it, hidden rows counted.
     pub fn locate(&self, row: u64) -> (usize, u64) {
         let shard_idx = self.starts.partition_point(|&start| start <= row).saturating_sub(1);
-        (shard_idx, row - self.starts[shard_idx])
+        let live = row - self.starts[shard_idx];
+        (shard_idx, row_of_live(&self.shards[shard_idx].hidden, live))
     }
 
     pub fn shard_key(&self, shard_idx: usize) -> &Arc<str> {

@@ -11,7 +11,9 @@
 pub mod batch;
 pub mod checkpoint;
 pub mod cursor;
+pub mod histogram;
 pub mod manifest;
+pub mod media_index;
 pub mod modality;
 pub mod record;
 pub mod reject;
@@ -21,11 +23,14 @@ pub mod run_file;
 pub mod shard;
 pub mod spectrogram;
 pub mod task;
+pub mod tombstone;
 pub mod version;
 
 #[cfg(feature = "media")]
 pub mod media;
 #[cfg(feature = "store")]
 pub mod shard_reader;
+#[cfg(feature = "store")]
+pub mod shard_writer;
 #[cfg(feature = "store")]
 pub mod store;

@@ -2,11 +2,13 @@
 //!
 //! Each version is a file of its own, created if absent and never changed: a snapshot. The newest is the one with the
 //! highest number. Nothing in it depends on when or where ingest ran, so the same corpus and config give the same bytes.
+//! Rows are never taken out of a shard: a tombstone hides one from this snapshot on, and older snapshots still show it.
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
+use crate::histogram::Histogram;
 use crate::modality::RecordKind;
 use crate::reject::RejectReason;
 use crate::shard::Digest;
@@ -17,7 +19,11 @@ use crate::version::{Format, Version, VersionError};
 pub struct ShardEntry {
     pub digest: Digest,
     pub split: String,
+    /// Rows in the file, hidden ones included.
     pub n_rows: u64,
+    /// Rows that the snapshot's tombstones hide.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub n_deleted: u64,
     /// Size of the file; with `footer_len` it makes opening a shard one exact range.
     pub n_bytes: u64,
     /// Bytes of Parquet metadata at the end, without the 8 bytes of length and magic.
@@ -31,6 +37,17 @@ pub struct ShardEntry {
     pub ranges: BTreeMap<String, [f64; 2]>,
 }
 
+impl ShardEntry {
+    /// Rows that a reader of the snapshot sees.
+    pub fn n_live(&self) -> u64 {
+        self.n_rows.saturating_sub(self.n_deleted)
+    }
+}
+
+fn is_zero(n: &u64) -> bool {
+    *n == 0
+}
+
 /// The tokenizer that made the `tokens` columns.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TokenizerEntry {
@@ -39,11 +56,35 @@ pub struct TokenizerEntry {
     pub vocab_size: usize,
 }
 
-/// The table of rejects of this snapshot.
+/// One table of rejects of this snapshot; together they list every input that is not a record, but the hidden ones.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RejectsEntry {
     pub digest: Digest,
     pub n_rows: u64,
+}
+
+/// The table of hidden rows of this snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TombstonesEntry {
+    pub digest: Digest,
+    pub n_rows: u64,
+}
+
+/// The table of the places of a snapshot's media, see [`crate::media_index`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MediaIndexEntry {
+    pub digest: Digest,
+    /// Rows of all shards.
+    pub n_rows: u64,
+}
+
+/// One run of ingest that a snapshot stands on: the first wrote the corpus, later ones added to it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunEntry {
+    /// Over what the run's units of work became; a run that is repeated is recognised by it.
+    pub digest: Digest,
+    pub n_inputs: u64,
+    pub n_shards: u64,
 }
 
 /// A corpus, as of one snapshot.
@@ -59,12 +100,27 @@ pub struct Manifest {
     pub classes: Vec<String>,
     /// In row order: a row of a split is counted over its shards as they stand here.
     pub shards: Vec<ShardEntry>,
-    pub rejects: Option<RejectsEntry>,
+    #[serde(default, deserialize_with = "one_or_many")]
+    pub rejects: Vec<RejectsEntry>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tombstones: Option<TombstonesEntry>,
+    /// Absent if a shard of the snapshot was written before there was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub media_index: Option<MediaIndexEntry>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub runs: Vec<RunEntry>,
     /// Records that the corpus offered: `n_records + n_rejected` to the last one.
     pub n_inputs: u64,
+    /// Rows of the shards that are not hidden.
     pub n_records: u64,
-    /// By reason; reasons that did not occur are absent.
+    /// By reason, hidden rows included; reasons that did not occur are absent.
     pub n_rejected: BTreeMap<RejectReason, u64>,
+    /// By rule of cleaning: captions that were taken from records, and records that a dry run would have dropped.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub broken_rules: BTreeMap<String, u64>,
+    /// How the values of each planning column are spread, over all rows of the shards.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub histograms: BTreeMap<String, Histogram>,
     /// The part of the ingest config that shaped these bytes.
     pub config: serde_json::Value,
 }
@@ -80,6 +136,8 @@ pub enum ManifestError {
         "manifest `{key}`: {n_inputs} inputs, but {n_records} records and {n_rejected} rejects; the ingest that wrote it lost records"
     )]
     CountsDoNotAddUp { key: String, n_inputs: u64, n_records: u64, n_rejected: u64 },
+    #[error("manifest `{key}`: its shards hide {in_shards} rows, its table of tombstones has {in_table}")]
+    TombstonesDoNotAddUp { key: String, in_shards: u64, in_table: u64 },
     #[error("corpus `{corpus}` has no split `{split}`; it has {have}")]
     NoSuchSplit { corpus: String, split: String, have: String },
 }
@@ -114,7 +172,7 @@ impl Manifest {
         Format::Shard.check(head.schema_version).map_err(unreadable)?;
         let manifest: Self = serde_json::from_slice(bytes).map_err(malformed)?;
         let n_rejected: u64 = manifest.n_rejected.values().sum();
-        let in_shards: u64 = manifest.shards.iter().map(|s| s.n_rows).sum();
+        let in_shards: u64 = manifest.shards.iter().map(ShardEntry::n_live).sum();
         if manifest.n_inputs != manifest.n_records + n_rejected || in_shards != manifest.n_records {
             return Err(ManifestError::CountsDoNotAddUp {
                 key: key.to_owned(),
@@ -122,6 +180,11 @@ impl Manifest {
                 n_records: in_shards,
                 n_rejected,
             });
+        }
+        let hidden: u64 = manifest.shards.iter().map(|s| s.n_deleted).sum();
+        let in_table = manifest.tombstones.as_ref().map_or(0, |t| t.n_rows);
+        if hidden != in_table {
+            return Err(ManifestError::TombstonesDoNotAddUp { key: key.to_owned(), in_shards: hidden, in_table });
         }
         Ok(manifest)
     }
@@ -150,8 +213,22 @@ impl Manifest {
         Ok(shards)
     }
 
-    /// Rows of a split; 0 if it has none.
+    /// Rows of a split that are not hidden; 0 if it has none.
     pub fn n_rows(&self, split: &str) -> u64 {
-        self.shards.iter().filter(|s| s.split == split).map(|s| s.n_rows).sum()
+        self.shards.iter().filter(|s| s.split == split).map(ShardEntry::n_live).sum()
     }
+}
+
+/// Version 1.0 had one table of rejects or none, 1.1 has a list.
+fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<RejectsEntry>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum OneOrMany {
+        Many(Vec<RejectsEntry>),
+        One(Option<RejectsEntry>),
+    }
+    Ok(match OneOrMany::deserialize(deserializer)? {
+        OneOrMany::Many(many) => many,
+        OneOrMany::One(one) => one.into_iter().collect(),
+    })
 }

@@ -11,7 +11,7 @@ mod flac;
 mod h264;
 pub mod image;
 mod matroska;
-mod mp4;
+pub mod mp4;
 mod opus;
 mod rgb;
 pub mod video;

@@ -24,6 +24,12 @@ pub mod column {
     pub const CAPTIONS: &str = "captions";
     /// Token ids of each caption, in the same order; no padding, not cropped.
     pub const TOKENS: &str = "tokens";
+    /// Ids of the longest caption. Since 1.1.
+    pub const NUM_TOKENS: &str = "num_tokens";
+    /// What ingest did to the medium, such as `jpeg_baseline`; null if it stands as it was found. Since 1.1.
+    pub const NORMALISED: &str = "normalised";
+    /// Perceptual hash of a picture, 64 bits; near pictures differ in few of them. Since 1.1.
+    pub const PHASH: &str = "phash";
     /// Class name, null without one.
     pub const LABEL: &str = "label";
     /// Index into the manifest's classes, null without one.
@@ -84,8 +90,10 @@ pub fn record_schema(kind: RecordKind) -> SchemaRef {
         Field::new(column::SPLIT, DataType::Utf8, true),
         Field::new(column::CAPTIONS, list(DataType::Utf8), true),
         Field::new(column::TOKENS, list(list(DataType::Int32)), true),
+        Field::new(column::NUM_TOKENS, DataType::Int32, true),
         Field::new(column::LABEL, DataType::Utf8, true),
         Field::new(column::LABEL_ID, DataType::Int32, true),
+        Field::new(column::NORMALISED, DataType::Utf8, true),
     ];
     fields.extend(match kind {
         RecordKind::ImageText => vec![
@@ -94,6 +102,7 @@ pub fn record_schema(kind: RecordKind) -> SchemaRef {
             Field::new(column::FORMAT, DataType::Utf8, true),
             Field::new(column::PROGRESSIVE, DataType::Boolean, true),
             Field::new(column::ORIENTATION, DataType::Int32, true),
+            Field::new(column::PHASH, DataType::Int64, true),
         ],
         RecordKind::VideoText => vec![
             Field::new(column::WIDTH, DataType::Int32, true),

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use arrow::array::{Array, AsArray, RecordBatch};
+use arrow::datatypes::{DataType, Field, Int64Type, Schema, SchemaRef};
 use serde::{Deserialize, Serialize};
 
 /// Why a record was dropped. Ingest counts by it, `imp-ingest` budgets by it.
@@ -94,6 +95,11 @@ impl RejectReason {
         Self::Withdrawn,
     ];
 
+    /// The reason of this [`RejectReason::name`].
+    pub fn of_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|reason| reason.name() == name)
+    }
+
     /// The name in manifests, rejects tables and reports.
     pub fn name(self) -> &'static str {
         match self {
@@ -147,6 +153,26 @@ pub struct Reject {
     pub detail: String,
     /// At most 32 first bytes of the medium.
     pub first_bytes: Vec<u8>,
+}
+
+/// The rows of a batch of [`reject_schema`]; `None` if it is none, or names a reason that this build does not know.
+pub fn rejects_of(batch: &RecordBatch) -> Option<Vec<Reject>> {
+    let text = |name: &str| batch.column_by_name(name)?.as_string_opt::<i32>().filter(|c| c.null_count() == 0);
+    let (sources, keys, reasons, details) = (text("source")?, text("key")?, text("reason")?, text("detail")?);
+    let rows = batch.column_by_name("row")?.as_primitive_opt::<Int64Type>().filter(|c| c.null_count() == 0)?;
+    let first_bytes = batch.column_by_name("first_bytes")?.as_binary_opt::<i32>()?;
+    (0..batch.num_rows())
+        .map(|i| {
+            Some(Reject {
+                source: sources.value(i).to_owned(),
+                row: u64::try_from(rows.value(i)).ok()?,
+                key: keys.value(i).to_owned(),
+                reason: RejectReason::of_name(reasons.value(i))?,
+                detail: details.value(i).to_owned(),
+                first_bytes: first_bytes.value(i).to_owned(),
+            })
+        })
+        .collect()
 }
 
 /// Columns of the rejects table that lies beside the shards.

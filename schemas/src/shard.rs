@@ -4,6 +4,9 @@
 //! <store>/tokenizers/<digest>.json
 //! <store>/<corpus>/shards/<digest>.parquet       media and captions
 //! <store>/<corpus>/rejects/<digest>.parquet      every record that did not make it, with its reason
+//! <store>/<corpus>/tombstones/<digest>.parquet   rows of shards that a snapshot hides, with the reason
+//! <store>/<corpus>/indexes/<digest>.parquet      where the medium of every row of a snapshot lies, to the byte
+//! <store>/<corpus>/commits/<digest>.json         what one unit of work became; ingest's journal, no snapshot names it
 //! <store>/<corpus>/manifests/00000001.json       the corpus, as of that snapshot; written last, never changed
 //! ```
 
@@ -40,6 +43,21 @@ pub fn shard_key(corpus: &str, digest: &Digest) -> String {
 /// Where a rejects table lies, relative to the store's root.
 pub fn rejects_key(corpus: &str, digest: &Digest) -> String {
     format!("{corpus}/rejects/{digest}.parquet")
+}
+
+/// Where a table of tombstones lies, relative to the store's root.
+pub fn tombstones_key(corpus: &str, digest: &Digest) -> String {
+    format!("{corpus}/tombstones/{digest}.parquet")
+}
+
+/// Where the index of a snapshot's media lies, relative to the store's root.
+pub fn media_index_key(corpus: &str, digest: &Digest) -> String {
+    format!("{corpus}/indexes/{digest}.parquet")
+}
+
+/// Where the outcome of a unit of work lies, relative to the store's root; `work` is over what goes into the unit.
+pub fn commit_key(corpus: &str, work: &Digest) -> String {
+    format!("{corpus}/commits/{work}.json")
 }
 
 /// Where the tokenizer of a corpus lies, relative to the store's root.

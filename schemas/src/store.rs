@@ -5,17 +5,25 @@
 //! Credentials, endpoint and region of S3 come from the usual `AWS_*` variables, which object_store reads.
 
 use std::future::Future;
+use std::io::{Read, Seek};
 use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use arrow::array::RecordBatch;
 use bytes::Bytes;
 use futures::TryStreamExt;
 use object_store::path::Path as StorePath;
-use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
+use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload, WriteMultipart};
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use url::Url;
 
-use crate::manifest::{Manifest, ManifestError};
-use crate::shard::{Digest, manifest_key};
+use crate::manifest::{Manifest, ManifestError, RejectsEntry};
+use crate::media_index::{MediaPlace, media_places_of};
+use crate::reject::{Reject, rejects_of};
+use crate::shard::{Digest, manifest_key, media_index_key, rejects_key, tombstones_key};
+use crate::tombstone::{Hidden, Tombstone, tombstones_of};
 
 /// A root under which a run's objects lie. Cheap to clone; one small pool of I/O threads serves all clones.
 #[derive(Debug, Clone)]
@@ -45,8 +53,52 @@ pub enum StoreError {
     List { url: String, prefix: String, source: object_store::Error },
     #[error("corpus `{corpus}` has no manifest in `{url}`; run imp-ingest first")]
     NoManifest { url: String, corpus: String },
+    #[error("table `{url}/{key}` is not one of this build: {detail}; check the store with imp-shards")]
+    Table { url: String, key: String, detail: String },
+    #[error("cannot read `{path}` to write it to the store")]
+    ReadFile { path: String, source: std::io::Error },
     #[error(transparent)]
     Manifest(#[from] ManifestError),
+}
+
+/// Bytes of a part of a large object; S3 wants at least 5 MiB.
+const PART_BYTES: usize = 8 << 20;
+/// Parts that are sent at once.
+const PARTS_UNDER_WAY: usize = 2;
+
+/// Answers to one creation that may be lost before it is an error.
+const MAX_LOST: u32 = 5;
+
+/// Whether the request may have been done although its answer never came.
+fn is_lost(error: &object_store::Error) -> bool {
+    use object_store::client::{HttpError, HttpErrorKind};
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<HttpError>() {
+            return matches!(error.kind(), HttpErrorKind::Interrupted | HttpErrorKind::Timeout);
+        }
+        cause = error.source();
+    }
+    false
+}
+
+/// An object's ETag, or else its time of change.
+fn stamp_of(meta: &ObjectMeta) -> String {
+    meta.e_tag.clone().unwrap_or_else(|| meta.last_modified.to_rfc3339())
+}
+
+/// Reads until `buffer` is full or the file ends; gives the number of bytes.
+fn read_full(file: &mut std::fs::File, buffer: &mut [u8]) -> std::io::Result<usize> {
+    let mut n = 0;
+    while n < buffer.len() {
+        match file.read(&mut buffer[n..]) {
+            Ok(0) => break,
+            Ok(read) => n += read,
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(n)
 }
 
 /// One object of a listing.
@@ -64,6 +116,8 @@ pub struct Snapshot {
     pub version: u64,
     pub digest: Digest,
     pub manifest: Manifest,
+    /// Rows of its shards that it hides.
+    pub hidden: Hidden,
 }
 
 impl Store {
@@ -72,16 +126,20 @@ impl Store {
     /// # Errors
     /// The text is no store's address, or the folder cannot be made.
     pub fn open(url: &str) -> Result<Self, StoreError> {
+        Self::open_with(url, &Self::options_of_environment())
+    }
+
+    /// The `AWS_*` variables as options of [`Store::open_with`].
+    pub fn options_of_environment() -> Vec<(String, String)> {
         #[expect(
             clippy::disallowed_methods,
             reason = "credentials belong in no config file; this is the one place that reads them"
         )]
         let variables = std::env::vars();
-        let options: Vec<(String, String)> = variables
+        variables
             .filter(|(name, _)| name.starts_with("AWS_"))
             .map(|(name, value)| (name.to_ascii_lowercase(), value))
-            .collect();
-        Self::open_with(url, &options)
+            .collect()
     }
 
     /// As [`Store::open`], with object_store's own options (`aws_endpoint`, `aws_access_key_id`, …) in place of variables.
@@ -155,7 +213,7 @@ impl Store {
         self.put_mode(key, bytes, PutMode::Overwrite).map(|_| ())
     }
 
-    /// Writes an object unless its key is taken; says whether it wrote.
+    /// Writes an object unless its key is taken; says whether these bytes stand there now, by this call or by an earlier one.
     ///
     /// # Errors
     /// The store failed for another reason than the key being taken.
@@ -163,13 +221,80 @@ impl Store {
         self.put_mode(key, bytes, PutMode::Create)
     }
 
+    /// Writes the file at `path` as an object, a part at a time: memory does not grow with the file. For objects that are named
+    /// by their content; of two writers either's bytes are right.
+    ///
+    /// # Errors
+    /// The file cannot be read, or the store failed; then nothing of the object is there.
+    pub fn put_file(&self, key: &str, path: &Path) -> Result<(), StoreError> {
+        let unreadable = |source| StoreError::ReadFile { path: path.display().to_string(), source };
+        let mut file = std::fs::File::open(path).map_err(unreadable)?;
+        let n_bytes = file.metadata().map_err(unreadable)?.len();
+        if n_bytes <= PART_BYTES as u64 {
+            return self.put(key, std::fs::read(path).map_err(unreadable)?.into());
+        }
+        // The end of an upload whose answer is lost cannot be repeated: the upload is gone, and the object may stand. One of
+        // the right size is it, for it is named by its content; else all of it is sent again.
+        let mut n_lost = 0;
+        loop {
+            match self.put_parts(key, path, &mut file) {
+                Ok(()) => return Ok(()),
+                Err(_) if self.size(key).ok().flatten() == Some(n_bytes) => return Ok(()),
+                Err(StoreError::Write { .. }) if n_lost < MAX_LOST => {
+                    n_lost += 1;
+                    file.rewind().map_err(unreadable)?;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn put_parts(&self, key: &str, path: &Path, file: &mut std::fs::File) -> Result<(), StoreError> {
+        let unreadable = |source| StoreError::ReadFile { path: path.display().to_string(), source };
+        let failed = |source| StoreError::Write { url: self.url.clone(), key: key.to_owned(), source };
+        let upload = self.wait(self.inner.put_multipart(&self.path(key))).map_err(failed)?;
+        let mut upload = WriteMultipart::new_with_chunk_size(upload, PART_BYTES);
+        let mut part = vec![0; PART_BYTES];
+        loop {
+            let n = match read_full(file, &mut part) {
+                Ok(n) => n,
+                Err(source) => {
+                    // The parts that are there already are not an object; what could not be read is the error to tell.
+                    let _ = self.wait(upload.abort());
+                    return Err(unreadable(source));
+                }
+            };
+            if n == 0 {
+                break;
+            }
+            let sent = self.wait(async {
+                upload.wait_for_capacity(PARTS_UNDER_WAY).await?;
+                upload.write(&part[..n]);
+                Ok(())
+            });
+            sent.map_err(failed)?;
+        }
+        self.wait(upload.finish()).map(|_| ()).map_err(failed)
+    }
+
     /// Size of an object, `None` if it does not exist.
     ///
     /// # Errors
     /// The store failed.
     pub fn size(&self, key: &str) -> Result<Option<u64>, StoreError> {
+        Ok(self.look(key)?.map(|(listed, _)| listed.n_bytes))
+    }
+
+    /// An object as [`Store::visit`] shows it, `None` if it does not exist.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub fn look(&self, key: &str) -> Result<Option<(Listed, String)>, StoreError> {
         match self.wait(self.inner.head(&self.path(key))) {
-            Ok(meta) => Ok(Some(meta.size)),
+            Ok(meta) => {
+                let stamp = stamp_of(&meta);
+                Ok(Some((Listed { key: key.to_owned(), n_bytes: meta.size }, stamp)))
+            }
             Err(object_store::Error::NotFound { .. }) => Ok(None),
             Err(source) => Err(self.read_error(key, None, source)),
         }
@@ -180,19 +305,40 @@ impl Store {
     /// # Errors
     /// The store failed.
     pub fn list(&self, prefix: &str) -> Result<Vec<Listed>, StoreError> {
-        let path = self.path(prefix);
-        let listed: Result<Vec<_>, _> = self.wait(self.inner.list(Some(&path)).try_collect());
-        let listed =
-            listed.map_err(|source| StoreError::List { url: self.url.clone(), prefix: prefix.to_owned(), source })?;
-        let n_root = self.root.parts().count();
-        let relative = |path: &StorePath| {
-            let parts: Vec<String> = path.parts().skip(n_root).map(|p| p.as_ref().to_owned()).collect();
-            parts.join("/")
-        };
-        let mut all: Vec<Listed> =
-            listed.iter().map(|meta| Listed { key: relative(&meta.location), n_bytes: meta.size }).collect();
+        let mut all = Vec::new();
+        self.visit(prefix, &mut |listed, _| {
+            all.push(listed);
+            true
+        })?;
         all.sort_by(|a, b| a.key.cmp(&b.key));
         Ok(all)
+    }
+
+    /// As [`Store::list`], without objects that were written less than `age` ago: a run that is not done may still want them.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub fn list_older_than(&self, prefix: &str, age: Duration) -> Result<Vec<Listed>, StoreError> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let newest = now.saturating_sub(age).as_millis();
+        let mut old = Vec::new();
+        self.visit_metas(prefix, &mut |listed, meta| {
+            if u128::try_from(meta.last_modified.timestamp_millis()).unwrap_or(0) <= newest {
+                old.push(listed);
+            }
+            true
+        })?;
+        old.sort_by(|a, b| a.key.cmp(&b.key));
+        Ok(old)
+    }
+
+    /// Hands every object below `prefix` (a folder) to `take`, with its ETag or else its time of change, as the listing
+    /// comes; for prefixes of any size. S3 lists by rising key, a local folder in no order. Ends when `take` says false.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub fn visit(&self, prefix: &str, take: &mut dyn FnMut(Listed, String) -> bool) -> Result<(), StoreError> {
+        self.visit_metas(prefix, &mut |listed, meta| take(listed, stamp_of(meta)))
     }
 
     /// Removes an object; removing what is not there is no error.
@@ -211,9 +357,8 @@ impl Store {
     /// # Errors
     /// The store failed, or the manifest cannot be read by this build.
     pub fn newest_snapshot(&self, corpus: &str) -> Result<Option<Snapshot>, StoreError> {
-        let listed = self.list(&format!("{corpus}/manifests"))?;
-        let versions = listed.iter().filter_map(|l| l.key.rsplit('/').next()?.strip_suffix(".json")?.parse().ok());
-        versions.max().map(|version| self.snapshot(corpus, version)).transpose()
+        let newest = self.snapshot_versions(corpus)?.last().copied();
+        newest.map(|version| self.snapshot(corpus, version)).transpose()
     }
 
     /// The newest snapshot of `corpus`.
@@ -233,7 +378,75 @@ impl Store {
         let key = manifest_key(corpus, version);
         let bytes = self.get(&key)?;
         let manifest = Manifest::from_bytes(&key, &bytes)?;
-        Ok(Snapshot { version, digest: Digest::of(&bytes), manifest })
+        let hidden = Hidden::of(&self.tombstones(&manifest)?);
+        Ok(Snapshot { version, digest: Digest::of(&bytes), manifest, hidden })
+    }
+
+    /// Numbers of the snapshots of `corpus`, rising.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub fn snapshot_versions(&self, corpus: &str) -> Result<Vec<u64>, StoreError> {
+        let listed = self.list(&format!("{corpus}/manifests"))?;
+        let number = |l: &Listed| l.key.rsplit('/').next()?.strip_suffix(".json")?.parse().ok();
+        let mut versions: Vec<u64> = listed.iter().filter_map(number).collect();
+        versions.sort_unstable();
+        Ok(versions)
+    }
+
+    /// The rows that `manifest` hides; none if it has no table of them.
+    ///
+    /// # Errors
+    /// The store failed, or the table is not what the manifest says.
+    pub fn tombstones(&self, manifest: &Manifest) -> Result<Vec<Tombstone>, StoreError> {
+        let Some(entry) = &manifest.tombstones else { return Ok(Vec::new()) };
+        let key = tombstones_key(&manifest.corpus, &entry.digest);
+        let rows = self.table(&key, tombstones_of)?;
+        self.check_rows(&key, rows.len() as u64, entry.n_rows)?;
+        Ok(rows)
+    }
+
+    /// The rows of one table of rejects of `corpus`.
+    ///
+    /// # Errors
+    /// The store failed, or the table is not what `entry` says.
+    pub fn rejects(&self, corpus: &str, entry: &RejectsEntry) -> Result<Vec<Reject>, StoreError> {
+        let key = rejects_key(corpus, &entry.digest);
+        let rows = self.table(&key, rejects_of)?;
+        self.check_rows(&key, rows.len() as u64, entry.n_rows)?;
+        Ok(rows)
+    }
+
+    /// Where the media of `manifest` lie, in the order of its shards and rows; `None` if it has no index.
+    ///
+    /// # Errors
+    /// The store failed, or the table is not what the manifest says.
+    pub fn media_places(&self, manifest: &Manifest) -> Result<Option<Vec<MediaPlace>>, StoreError> {
+        let Some(entry) = &manifest.media_index else { return Ok(None) };
+        let key = media_index_key(&manifest.corpus, &entry.digest);
+        let places = self.table(&key, media_places_of)?;
+        let in_shards = manifest.shards.iter().map(|shard| shard.n_rows).sum();
+        self.check_rows(&key, places.len() as u64, entry.n_rows)?;
+        self.check_rows(&key, places.len() as u64, in_shards)?;
+        Ok(Some(places))
+    }
+
+    fn table<T>(&self, key: &str, rows_of: impl Fn(&RecordBatch) -> Option<Vec<T>>) -> Result<Vec<T>, StoreError> {
+        let broken = |detail: String| StoreError::Table { url: self.url.clone(), key: key.to_owned(), detail };
+        let reader = ParquetRecordBatchReaderBuilder::try_new(self.get(key)?).and_then(|builder| builder.build());
+        let mut rows = Vec::new();
+        for batch in reader.map_err(|e| broken(e.to_string()))? {
+            let batch = batch.map_err(|e| broken(e.to_string()))?;
+            let wrong = || broken("columns or reasons that this build does not know".to_owned());
+            rows.extend(rows_of(&batch).ok_or_else(wrong)?);
+        }
+        Ok(rows)
+    }
+
+    fn check_rows(&self, key: &str, found: u64, wanted: u64) -> Result<(), StoreError> {
+        let detail = format!("it has {found} rows, the manifest says {wanted}");
+        let broken = StoreError::Table { url: self.url.clone(), key: key.to_owned(), detail };
+        if found == wanted { Ok(()) } else { Err(broken) }
     }
 
     /// Names of the corpora that have a manifest.
@@ -252,14 +465,35 @@ impl Store {
         Ok(names)
     }
 
+    fn visit_metas(&self, prefix: &str, take: &mut dyn FnMut(Listed, &ObjectMeta) -> bool) -> Result<(), StoreError> {
+        let path = self.path(prefix);
+        let n_root = self.root.parts().count();
+        let failed = |source| StoreError::List { url: self.url.clone(), prefix: prefix.to_owned(), source };
+        let mut listed = self.inner.list(Some(&path));
+        // The listing waits while `take` runs, so that it may use the store itself.
+        while let Some(meta) = self.wait(listed.try_next()).map_err(failed)? {
+            let key: Vec<String> = meta.location.parts().skip(n_root).map(|p| p.as_ref().to_owned()).collect();
+            if !take(Listed { key: key.join("/"), n_bytes: meta.size }, &meta) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
     fn put_mode(&self, key: &str, bytes: Bytes, mode: PutMode) -> Result<bool, StoreError> {
         let path = self.path(key);
-        let put = self.inner.put_opts(&path, PutPayload::from_bytes(bytes), PutOptions::from(mode));
-        match self.wait(put) {
-            Ok(_) => Ok(true),
-            Err(object_store::Error::AlreadyExists { .. }) => Ok(false),
-            Err(source) => Err(StoreError::Write { url: self.url.clone(), key: key.to_owned(), source }),
+        for n_lost in 0.. {
+            let payload = PutPayload::from_bytes(bytes.clone());
+            match self.wait(self.inner.put_opts(&path, payload, PutOptions::from(mode.clone()))) {
+                Ok(_) => return Ok(true),
+                // An answer may be lost on its way and the request repeated, here or by object_store, which does not tell: what
+                // stands there then was written by us, if it is what we write.
+                Err(object_store::Error::AlreadyExists { .. }) => return Ok(self.get(key)? == bytes),
+                Err(source) if is_lost(&source) && n_lost < MAX_LOST => {}
+                Err(source) => return Err(StoreError::Write { url: self.url.clone(), key: key.to_owned(), source }),
+            }
         }
+        Ok(false)
     }
 
     /// A body shorter than its range is a fault of the store, never data.

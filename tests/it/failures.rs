@@ -83,7 +83,7 @@ fn a_dropped_record_is_counted_by_reason_and_listed_beside_the_shards() {
     ];
     assert_eq!(manifest.n_rejected.into_iter().collect::<Vec<_>>(), wanted);
     assert_eq!((manifest.n_inputs, manifest.n_records), (8, 2));
-    let rejects = manifest.rejects.unwrap();
+    let rejects = &manifest.rejects[0];
     let bytes = folder.store().get(&rejects_key("photos", &rejects.digest)).unwrap();
     let table = ParquetRecordBatchReaderBuilder::try_new(bytes).unwrap().build().unwrap();
     let rows: usize = table.map(|batch| batch.unwrap().num_rows()).sum();

@@ -1,8 +1,42 @@
 //! Shards become batches of one task each, the same whatever the machinery's settings.
 
-use imp_loader::{Loader, LoaderSettings};
+use imp_loader::{EvalLoader, EvalSpec, Loader, LoaderSettings};
+use imp_schemas::modality::Modality;
+use imp_schemas::store::Store;
+use imp_trainer::config::TrainConfig;
 
 use crate::fixture::World;
+
+/// Keys of the split `train` of the pictures, in the order an evaluation reads them.
+fn keys(store: &Store, config: &TrainConfig) -> Vec<String> {
+    let mixture = &config.mixture;
+    let spec = EvalSpec {
+        corpus: "world-image",
+        split: "train",
+        modalities: &[Modality::Image],
+        view: &mixture.tasks()[0].views()[0],
+        patching: mixture.patching(),
+        spectrogram: mixture.spectrogram(),
+        n: 5,
+        working_side: None,
+    };
+    let loader = EvalLoader::open(store, &spec, &config.loader).unwrap();
+    loader.flat_map(|batch| batch.unwrap().keys).collect()
+}
+
+#[test]
+fn a_record_that_was_withdrawn_is_in_no_batch_and_all_others_are() {
+    let world = World::new();
+    let store = world.local_store();
+    world.ingest(&store);
+    let config = world.train_config(4, 2);
+    let before = keys(&store, &config);
+    let gone: Vec<String> = [0, 3, before.len() - 1].map(|i| before[i].clone()).to_vec();
+    imp_ingest::withdraw(&store, "world-image", &gone, "a test").unwrap();
+    let after = keys(&store, &config);
+    let left: Vec<String> = before.into_iter().filter(|key| !gone.contains(key)).collect();
+    assert_eq!(after, left);
+}
 
 #[test]
 fn threads_prefetch_and_cache_change_no_byte_of_a_batch() {

@@ -2,14 +2,15 @@
 //!
 //! In: nothing. Out: an endpoint, credentials, a bucket. Never: a fixed port, a folder that outlives the server, a
 //! request without a signature. Signatures, XML, ranges and listings are those of `s3s`; objects are files (`s3s-fs`).
-//! The thin layer in front makes "create if absent" atomic, which `s3s-fs` only checks before it writes, and can turn
-//! requests away to show what a client does then.
+//! The thin layer in front makes "create if absent" atomic, which `s3s-fs` only checks before it writes, writes down what was
+//! asked, and can turn requests away, answer late or break off, to show what a client does then.
 
-use std::convert::Infallible;
+mod faults;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex as Lock, MutexGuard as LockGuard, PoisonError};
 
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto::Builder;
@@ -19,6 +20,9 @@ use s3s::{Body, HttpRequest, HttpResponse};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::sync::{Mutex, Notify};
+
+use faults::CutBody;
+pub use faults::{Asked, Faults, Kind};
 
 const ACCESS_KEY: &str = "imp-test-key";
 const SECRET_KEY: &str = "imp-test-secret";
@@ -52,7 +56,22 @@ struct Gate {
     creating: Mutex<()>,
     n_to_refuse: AtomicU64,
     n_requests: AtomicU64,
+    record: Lock<Record>,
     stop: Notify,
+}
+
+#[derive(Default)]
+struct Record {
+    faults: Option<Faults>,
+    /// Requests since the faults were set.
+    n: u64,
+    log: Vec<Asked>,
+}
+
+impl Gate {
+    fn record(&self) -> LockGuard<'_, Record> {
+        self.record.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl S3Server {
@@ -118,6 +137,17 @@ impl S3Server {
         self.gate.n_to_refuse.store(n, Ordering::SeqCst);
     }
 
+    /// Lets a share of the requests go wrong from now on; `None` ends it.
+    pub fn faults(&self, faults: Option<Faults>) {
+        let mut record = self.gate.record();
+        (record.faults, record.n) = (faults, 0);
+    }
+
+    /// Every request since the start or since the log was last taken, in the order of their answers.
+    pub fn take_log(&self) -> Vec<Asked> {
+        std::mem::take(&mut self.gate.record().log)
+    }
+
     /// Requests since the start, refused ones included.
     pub fn n_requests(&self) -> u64 {
         self.gate.n_requests.load(Ordering::SeqCst)
@@ -151,20 +181,49 @@ async fn serve(socket: std::net::TcpListener, service: S3Service, gate: Arc<Gate
         tokio::spawn(async move {
             let handler = hyper::service::service_fn(|request: hyper::Request<hyper::body::Incoming>| {
                 let (service, gate) = (service.clone(), Arc::clone(&gate));
-                async move { Ok::<_, Infallible>(answer(request.map(Body::from), &service, &gate).await) }
+                async move { answer(request.map(Body::from), &service, &gate).await }
             });
-            // A client that hangs up is no fault of the server.
+            // A client that hangs up is no fault of the server, and a broken connection is what a test asked for.
             let _ = Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), handler).await;
         });
     }
 }
 
-async fn answer(request: HttpRequest, service: &S3Service, gate: &Gate) -> HttpResponse {
+/// An error breaks the connection.
+async fn answer(request: HttpRequest, service: &S3Service, gate: &Gate) -> std::io::Result<HttpResponse> {
     gate.n_requests.fetch_add(1, Ordering::SeqCst);
+    let mut asked = faults::asked_of(&request, BUCKET);
+    asked.fault = {
+        let mut record = gate.record();
+        record.n += 1;
+        record.faults.and_then(|faults| faults.of(record.n - 1))
+    };
+    let fault = asked.fault;
+    let is_head = request.method() == "HEAD";
     let refused = gate.n_to_refuse.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1));
-    if refused.is_ok() {
-        return plain(503, "<Error><Code>SlowDown</Code><Message>refused on purpose</Message></Error>");
+    let response = if refused.is_ok() || fault == Some(Kind::Refused) {
+        plain(503, "<Error><Code>SlowDown</Code><Message>refused on purpose</Message></Error>")
+    } else {
+        if let Some(fault) = fault {
+            fault.delay().await;
+        }
+        serve_one(request, service, gate).await
+    };
+    let length = response.headers().get("content-length").and_then(|n| n.to_str().ok()?.parse::<u64>().ok());
+    asked.n_bytes = length.unwrap_or(0);
+    asked.status = response.status().as_u16();
+    gate.record().log.push(asked);
+    if fault != Some(Kind::Cut) {
+        return Ok(response);
     }
+    let left = usize::try_from(length.unwrap_or(0) / 2).unwrap_or(usize::MAX);
+    if left == 0 || is_head {
+        return Err(std::io::Error::other("cut on purpose"));
+    }
+    Ok(response.map(|inner| Body::http_body_unsync(CutBody::new(inner, left))))
+}
+
+async fn serve_one(request: HttpRequest, service: &S3Service, gate: &Gate) -> HttpResponse {
     let creates = request.headers().contains_key("if-none-match") && request.method() == "PUT";
     let _creating = if creates { Some(gate.creating.lock().await) } else { None };
     match service.call(request).await {
@@ -254,6 +313,42 @@ mod tests {
         store.put("a.bin", "bytes".into()).unwrap();
         server.refuse_next(2);
         assert_eq!(store.get("a.bin").unwrap(), "bytes");
+    }
+
+    #[test]
+    fn a_store_is_the_same_when_a_fifth_of_its_requests_goes_wrong() {
+        for seed in 0..4 {
+            let server = S3Server::start().unwrap();
+            let store = Store::open_with(&server.url("p"), &server.options()).unwrap();
+            server.faults(Some(Faults { share_refused: 0.07, share_slow: 0.03, share_cut: 0.1, seed }));
+            check(&store);
+            check_creation(&store);
+            // Of more than one part, so that parts and their end are lost too.
+            let file = tempfile::NamedTempFile::new().unwrap();
+            let large: Vec<u8> = (0..20_000_000_u32).map(|i| (i % 251) as u8).collect();
+            std::fs::write(file.path(), &large).unwrap();
+            for round in 0..3 {
+                let key = format!("large/{round}.bin");
+                store.put_file(&key, file.path()).unwrap();
+                assert!(store.get(&key).unwrap() == large, "seed {seed}, round {round}");
+            }
+            let kinds: std::collections::HashSet<_> =
+                server.take_log().iter().filter_map(|asked| asked.fault).map(|kind| kind as u8).collect();
+            assert_eq!(kinds.len(), 3, "every kind of fault was met");
+        }
+    }
+
+    #[test]
+    fn the_log_says_what_was_asked_and_how_much_came() {
+        let server = S3Server::start().unwrap();
+        let store = Store::open_with(&server.url("p"), &server.options()).unwrap();
+        store.put("a.bin", "0123456789".into()).unwrap();
+        server.take_log();
+        store.get_range("a.bin", 2..5).unwrap();
+        let log = server.take_log();
+        let [asked] = &log[..] else { panic!("one request, not {log:?}") };
+        assert_eq!((asked.method.as_str(), asked.key.as_str()), ("GET", "p/a.bin"));
+        assert_eq!((asked.range.as_deref(), asked.n_bytes, asked.status), (Some("bytes=2-4"), 3, 206));
     }
 
     #[test]

@@ -1,45 +1,67 @@
-//! Where a table's paths lead: a folder, or the members of a tar.
+//! Where a table's paths lead: a folder, a URL, or the members of a tar.
 //!
-//! In: paths of rows, relative. Out: the place of each medium, or why it cannot be had.
+//! In: paths of rows, relative. Out: the place of each medium, or why it cannot be had. The members of a tar are an index in
+//! memory: the one thing of ingest that grows with a corpus (some 200 bytes a member).
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use imp_schemas::reject::RejectReason;
 use tempfile::NamedTempFile;
 
+use super::origin::{Folder, LocalFile, stamp_of};
 use super::tar_file::{Content, Want, read_tar};
-use super::{Locator, folder, is_litter};
+use super::{Depth, Place, folder, is_litter};
 use crate::error::IngestError;
 use crate::text::Refusal;
 
 #[derive(Debug)]
 pub(super) enum MediaRoot {
-    Folder { root: PathBuf, real_root: PathBuf },
-    Tar { name: String, members: Members, spool: Option<NamedTempFile>, broken: Option<String> },
+    Folder {
+        root: PathBuf,
+        real_root: PathBuf,
+    },
+    /// `s3://…` or `https://…`, without a slash at its end.
+    Url(String),
+    Tar {
+        name: String,
+        stamp: String,
+        members: Members,
+        broken: Option<String>,
+        _alive: Vec<NamedTempFile>,
+    },
 }
 
 /// Members by path, and by file name for rows whose paths lack the tar's first folders.
 #[derive(Debug, Default)]
 pub(super) struct Members {
-    by_path: HashMap<String, Result<Locator, Refusal>>,
+    by_path: HashMap<String, Result<Place, Refusal>>,
     by_name: HashMap<String, Vec<String>>,
 }
 
 impl MediaRoot {
-    pub(super) fn open(path: &Path, max_media_bytes: u64) -> Result<Self, IngestError> {
-        if path.is_dir() {
-            let unreadable = |source| IngestError::Read { path: path.to_owned(), source };
-            let real_root = std::fs::canonicalize(path).map_err(unreadable)?;
-            return Ok(Self::Folder { root: path.to_owned(), real_root });
+    /// All that lies in a folder.
+    pub(super) fn folder(folder: Folder) -> Result<Self, IngestError> {
+        match folder {
+            Folder::Url(url) => Ok(Self::Url(url)),
+            Folder::Local(root) => {
+                let unreadable = |source| IngestError::Read { path: root.clone(), source };
+                let real_root = std::fs::canonicalize(&root).map_err(unreadable)?;
+                Ok(Self::Folder { root, real_root })
+            }
         }
+    }
+
+    /// The members of the tar `name`; its media keep their places as long as this lives.
+    pub(super) fn tar(name: String, stamp: String, tar: LocalFile, max_media_bytes: u64) -> Result<Self, IngestError> {
+        let path = tar.path.as_path();
         let mut members = Members::default();
         let wants = |member: &str| if is_litter(member) { Want::Nothing } else { Want::Medium };
-        let end = read_tar(path, max_media_bytes, &wants, &mut |member| {
+        let end = read_tar(path, max_media_bytes, Depth::Media, &wants, &mut |member| {
             let content = member.content.map(|content| match content {
                 Content::Medium(locator) => locator,
-                Content::Text(_) => Locator { file: Arc::from(path), offset: 0, len: 0 },
+                Content::Text(_) => Place::nowhere(),
             });
             let name = member.path.rsplit('/').next().unwrap_or(&member.path).to_owned();
             // Of two members of one path the first stands, as in the WebDataset reader.
@@ -48,20 +70,21 @@ impl MediaRoot {
                 content
             });
         })?;
-        let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
         let broken = end.broken.map(|(row, (_, detail))| format!("; the tar is damaged at member {row}: {detail}"));
-        Ok(Self::Tar { name, members, spool: end.spool, broken })
+        let alive = end.spool.into_iter().chain(tar.fetched).collect();
+        Ok(Self::Tar { name, stamp, members, broken, _alive: alive })
     }
 
     /// The medium at `path`, which is safe and relative.
-    pub(super) fn locate(&self, path: &str) -> Result<Locator, Refusal> {
+    pub(super) fn locate(&self, path: &str) -> Result<Place, Refusal> {
         match self {
             Self::Folder { root, real_root } => {
                 let full = root.join(path);
-                let len =
+                let (len, _) =
                     folder::inside(&full, real_root).map_err(|(reason, why)| (reason, format!("`{path}`: {why}")))?;
-                Ok(Locator { file: Arc::from(full), offset: 0, len })
+                Ok(Place::File { file: Arc::from(full), offset: 0, len })
             }
+            Self::Url(url) => Ok(Place::Url { url: Arc::from(format!("{url}/{path}")) }),
             Self::Tar { name, members, broken, .. } => {
                 let missing = |why: String| (RejectReason::MissingFile, why);
                 let member = match members.by_path.get(path) {
@@ -88,10 +111,15 @@ impl MediaRoot {
         }
     }
 
-    pub(super) fn into_spool(self) -> Option<NamedTempFile> {
+    /// Changes when the medium at `path` does, as far as that can be seen without reading it.
+    pub(super) fn stamp(&self, path: &str) -> String {
         match self {
-            Self::Folder { .. } => None,
-            Self::Tar { spool, .. } => spool,
+            Self::Folder { root, .. } => match std::fs::metadata(root.join(path)) {
+                Ok(meta) => format!("{} {}", meta.len(), stamp_of(&meta)),
+                Err(_) => "missing".to_owned(),
+            },
+            Self::Url(url) => url.clone(),
+            Self::Tar { name, stamp, .. } => format!("{name} {stamp}"),
         }
     }
 }

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 
 use imp_schemas::reject::{Reject, RejectReason};
 
-use super::{Candidate, Found, Locator, Sidecar};
+use super::{Candidate, Found, Place, Sidecar};
 use crate::text::{Refusal, Wording};
 
 #[derive(Debug, Default)]
@@ -22,7 +22,7 @@ struct Sample {
     key: String,
     source: String,
     row: u64,
-    medium: Option<Locator>,
+    medium: Option<Place>,
     wording: Wording,
     /// A sidecar other than JSON, which may be about something else.
     has_text: bool,
@@ -32,7 +32,7 @@ struct Sample {
 
 impl Samples {
     /// A medium of `key`. The first one stands; another is a reject of its own.
-    pub(super) fn medium(&mut self, key: &str, source: String, row: u64, medium: Locator) {
+    pub(super) fn medium(&mut self, key: &str, source: String, row: u64, medium: Place) {
         let sample = self.at(key, &source, row);
         if sample.medium.is_none() {
             (sample.source, sample.row, sample.medium) = (source, row, Some(medium));
@@ -62,11 +62,6 @@ impl Samples {
         let sample = self.at(key, source, row);
         sample.has_text = true;
         sample.refusal = sample.refusal.take().or(Some(refusal));
-    }
-
-    /// Whether any medium has words beside it.
-    pub(super) fn has_sidecars(&self) -> bool {
-        self.in_order.iter().any(|s| s.medium.is_some() && (s.has_text || s.has_json))
     }
 
     /// A candidate or a reject for every key; with `class_folders`, the folder of a medium is its label.

@@ -1,23 +1,21 @@
-//! Tables of path and caption or label: CSV, TSV, JSONL.
+//! Tables of text with a medium's path or URL a row: CSV, TSV, JSONL.
 //!
-//! In: a table and the names of its columns. Out: a candidate per path (several rows of one path are one record with several
-//! captions), a reject per row that says nothing usable. Never: a table given up for one broken row.
+//! In: a table and the names of its columns. Out: its rows, one by one, and why a row is none. Never: a table given up for
+//! one broken row, more than one row in memory.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::Path;
-use std::sync::Arc;
 
-use imp_schemas::reject::{Reject, RejectReason};
+use imp_schemas::reject::RejectReason;
 use serde_json::Value;
 
+use super::columns::{Cells, Leads, Row, Used};
 use super::lines::Lines;
-use super::media_root::MediaRoot;
-use super::{Candidate, Found, no_such_path};
-use crate::config::{Column, Columns, CorpusConfig, IngestConfig};
+use crate::config::Columns;
 use crate::error::IngestError;
-use crate::text::{Refusal, Wording, captions_of, did_you_mean, label_of, safe_path, utf8};
+use crate::text::{Refusal, Wording, captions_of, label_of, utf8};
 
 /// How rows are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,67 +35,49 @@ impl Dialect {
     }
 }
 
-/// What one row says.
-#[derive(Debug, Default)]
-struct Row {
-    path: String,
-    wording: Wording,
-    split: Option<String>,
-}
+/// A row, or as much of its key as is known and why it is none.
+pub(super) type RowResult = Result<Row, (String, Refusal)>;
 
-/// The rows of one path.
-#[derive(Debug)]
-struct Group {
-    path: String,
-    line: u64,
-    wording: Wording,
-    split: Option<String>,
-}
+/// Takes a row and its number; an error ends the reading.
+pub(super) type TakeRow<'a> = dyn FnMut(u64, RowResult) -> Result<(), IngestError> + 'a;
 
-#[derive(Debug)]
-struct Groups {
-    table: String,
-    in_order: Vec<Group>,
-    by_path: HashMap<String, usize>,
-    rejects: Vec<Reject>,
-}
-
+/// Hands the rows of the table at `path` to `take`, with their 1-based lines.
+///
+/// # Errors
+/// The table cannot be read as a whole or lacks a column; what `take` returns.
 pub(super) fn read(
-    config: &IngestConfig,
-    corpus: &CorpusConfig,
     path: &Path,
     name: &str,
     dialect: Dialect,
-) -> Result<Found, IngestError> {
-    let media_root = match &corpus.media_root {
-        Some(root) => config.resolve(root),
-        None => path.parent().unwrap_or(Path::new(".")).to_owned(),
-    };
-    if !media_root.exists() {
-        return Err(no_such_path(config, corpus, corpus.media_root.as_deref().unwrap_or(".")));
-    }
+    columns: &Columns,
+    needs_split: bool,
+    take: &mut TakeRow<'_>,
+) -> Result<(), IngestError> {
     let unreadable = |source| IngestError::Read { path: path.to_owned(), source };
     let mut lines = Lines::new(BufReader::new(open_text(path, name)?));
-    let mut groups =
-        Groups { table: name.to_owned(), in_order: Vec::new(), by_path: HashMap::new(), rejects: Vec::new() };
-    let needs_split = corpus.split.is_none();
     match dialect {
         Dialect::Separated(separator) => {
-            let table = Separated::open(&mut lines, separator, name, &corpus.columns, needs_split)?;
+            let names = header(&mut lines, separator, name)?;
+            let names: Vec<&str> = names.iter().map(|name| name.trim()).collect();
+            let used = Used::check(name, columns, Leads::Away, needs_split, &names)?;
+            let table = Separated::new(separator, &names, used);
             while let Some((line, bytes)) = lines.next_quoted(separator).map_err(unreadable)? {
-                groups.take(line, bytes.and_then(|bytes| table.row(&bytes)));
+                take(line, bytes.map_err(keyless).and_then(|bytes| table.row(&bytes)))?;
             }
         }
         Dialect::Jsonl => {
-            let mut table = Jsonl { columns: &corpus.columns, n_objects: 0, seen: BTreeSet::new() };
+            let mut table = Jsonl { columns, needs_split, n_objects: 0, seen: BTreeSet::new() };
             while let Some((line, bytes)) = lines.next_line().map_err(unreadable)? {
-                groups.take(line, bytes.and_then(|bytes| table.row(&bytes)));
+                take(line, bytes.map_err(keyless).and_then(|bytes| table.row(&bytes)))?;
             }
-            table.check(name, needs_split)?;
+            table.check(name)?;
         }
     }
-    let media = MediaRoot::open(&media_root, corpus.limits.max_media_bytes())?;
-    Ok(groups.finish(media, needs_split))
+    Ok(())
+}
+
+fn keyless(refusal: Refusal) -> (String, Refusal) {
+    (String::new(), refusal)
 }
 
 /// The table without a byte order mark.
@@ -120,85 +100,97 @@ fn open_text(path: &Path, name: &str) -> Result<File, IngestError> {
     Ok(file)
 }
 
+/// Names of the columns of a CSV or TSV table.
+fn header(lines: &mut Lines<BufReader<File>>, separator: u8, table: &str) -> Result<Vec<String>, IngestError> {
+    let broken = |detail: String| IngestError::Table { table: table.to_owned(), detail };
+    let header = match lines.next_quoted(separator) {
+        Ok(Some((_, Ok(header)))) => header,
+        Ok(Some((line, Err((_, detail))))) => return Err(broken(format!("line {line}, its header: {detail}"))),
+        Ok(None) => return Err(broken("it has no header".to_owned())),
+        Err(error) => return Err(broken(error.to_string())),
+    };
+    fields(&header, separator).map_err(|(_, detail)| broken(format!("its header: {detail}")))
+}
+
 /// A CSV or TSV table: places of the columns.
-struct Separated {
+struct Separated<'a> {
     separator: u8,
     n_columns: usize,
-    path: usize,
+    used: Used<'a>,
+    target: Option<usize>,
+    key: Option<usize>,
     caption: Option<usize>,
     label: Option<usize>,
     split: Option<usize>,
 }
 
-impl Separated {
-    fn open(
-        lines: &mut Lines<BufReader<File>>,
-        separator: u8,
-        table: &str,
-        columns: &Columns,
-        needs_split: bool,
-    ) -> Result<Self, IngestError> {
-        let broken = |detail: String| IngestError::Table { table: table.to_owned(), detail };
-        let header = match lines.next_quoted(separator) {
-            Ok(Some((_, Ok(header)))) => header,
-            Ok(Some((line, Err((_, detail))))) => return Err(broken(format!("line {line}, its header: {detail}"))),
-            Ok(None) => return Err(broken("it has no header".to_owned())),
-            Err(error) => return Err(broken(error.to_string())),
-        };
-        let names = fields(&header, separator).map_err(|(_, detail)| broken(format!("its header: {detail}")))?;
-        let names: Vec<&str> = names.iter().map(|name| name.trim()).collect();
-        let place = |column: &Column| names.iter().position(|name| *name == column.name);
-        check_columns(table, columns, needs_split, &names)?;
-        let missing = || missing(table, &[&columns.path], &names);
-        Ok(Self {
+impl<'a> Separated<'a> {
+    fn new(separator: u8, names: &[&'a str], used: Used<'a>) -> Self {
+        let place = |column: Option<&str>| column.and_then(|column| names.iter().position(|name| *name == column));
+        Self {
             separator,
             n_columns: names.len(),
-            path: place(&columns.path).ok_or_else(missing)?,
-            caption: place(&columns.caption),
-            label: place(&columns.label),
-            split: place(&columns.split).filter(|_| needs_split),
-        })
+            used,
+            target: place(used.target),
+            key: place(used.key),
+            caption: place(used.caption),
+            label: place(used.label),
+            split: place(used.split),
+        }
     }
 
-    fn row(&self, bytes: &[u8]) -> Result<Row, Refusal> {
-        let fields = fields(bytes, self.separator)?;
+    fn row(&self, bytes: &[u8]) -> RowResult {
+        let fields = fields(bytes, self.separator).map_err(keyless)?;
         if fields.len() != self.n_columns {
             let detail = format!("{} fields, wanted {}", fields.len(), self.n_columns);
-            return Err((RejectReason::MalformedRow, detail));
+            return Err(keyless((RejectReason::MalformedRow, detail)));
         }
         let cell = |at: Option<usize>| {
             let text = at.and_then(|at| fields.get(at)).map(|text| text.trim().to_owned());
             text.filter(|text| !text.is_empty())
         };
-        let split = match (self.split, cell(self.split)) {
-            (Some(_), None) => return Err((RejectReason::MalformedRow, "the split is blank".to_owned())),
-            (_, split) => split,
-        };
+        let split = cell(self.split);
+        if self.split.is_some() && split.is_none() {
+            return Err(keyless((RejectReason::MalformedRow, "the split is blank".to_owned())));
+        }
         let wording = Wording { captions: cell(self.caption).into_iter().collect(), label: cell(self.label) };
-        Ok(Row { path: cell(Some(self.path)).unwrap_or_default(), wording, split })
+        Row::of(&self.used, Cells { target: cell(self.target), key: cell(self.key), wording, split })
     }
 }
 
-/// The fields of one row that is known to have no open quote.
+/// The fields of one row that is known to have no open quote, by RFC 4180; text behind a closing quote is kept.
 fn fields(bytes: &[u8], separator: u8) -> Result<Vec<String>, Refusal> {
-    let text = utf8(bytes, "the row")?;
-    let mut reader = csv::ReaderBuilder::new()
-        .has_headers(false)
-        .delimiter(separator)
-        .buffer_capacity(bytes.len().clamp(64, 1 << 16))
-        .from_reader(text.as_bytes());
-    let mut record = csv::StringRecord::new();
-    let malformed = |detail: String| (RejectReason::MalformedRow, detail);
-    match reader.read_record(&mut record) {
-        Ok(true) => Ok(record.iter().map(str::to_owned).collect()),
-        Ok(false) => Err(malformed("the row is blank".to_owned())),
-        Err(error) => Err(malformed(error.to_string())),
+    let mut rest = utf8(bytes, "the row")?;
+    let mut fields = Vec::new();
+    loop {
+        let mut field = String::new();
+        if let Some(quoted) = rest.strip_prefix('"') {
+            rest = quoted;
+            while let Some((text, behind)) = rest.split_once('"') {
+                field.push_str(text);
+                rest = behind;
+                let Some(behind) = rest.strip_prefix('"') else { break };
+                field.push('"');
+                rest = behind;
+            }
+        }
+        let (text, behind) = match rest.split_once(char::from(separator)) {
+            Some((text, behind)) => (text, Some(behind)),
+            None => (rest, None),
+        };
+        field.push_str(text);
+        fields.push(field);
+        match behind {
+            Some(behind) => rest = behind,
+            None => return Ok(fields),
+        }
     }
 }
 
 /// A JSONL table: its columns are the keys that its rows have.
 struct Jsonl<'a> {
     columns: &'a Columns,
+    needs_split: bool,
     n_objects: u64,
     seen: BTreeSet<String>,
 }
@@ -207,9 +199,10 @@ struct Jsonl<'a> {
 const MAX_SEEN: usize = 256;
 
 impl Jsonl<'_> {
-    fn row(&mut self, bytes: &[u8]) -> Result<Row, Refusal> {
-        let malformed = |detail: String| (RejectReason::MalformedRow, detail);
-        let value: Value = serde_json::from_str(utf8(bytes, "the row")?).map_err(|e| malformed(e.to_string()))?;
+    fn row(&mut self, bytes: &[u8]) -> RowResult {
+        let malformed = |detail: String| keyless((RejectReason::MalformedRow, detail));
+        let value: Value = serde_json::from_str(utf8(bytes, "the row").map_err(keyless)?)
+            .map_err(|error| malformed(error.to_string()))?;
         let Value::Object(object) = value else {
             return Err(malformed("no JSON object".to_owned()));
         };
@@ -219,123 +212,47 @@ impl Jsonl<'_> {
                 self.seen.insert(key.clone());
             }
         }
-        let columns = self.columns;
-        let cell = |column: &Column| object.get(&column.name).unwrap_or(&Value::Null);
-        let named = |column: &Column, detail: String| malformed(format!("`{}` {detail}", column.name));
-        let path = label_of(cell(&columns.path)).map_err(|d| named(&columns.path, d))?.unwrap_or_default();
-        let captions = captions_of(cell(&columns.caption)).map_err(|d| named(&columns.caption, d))?;
-        let label = label_of(cell(&columns.label)).map_err(|d| named(&columns.label, d))?;
-        let split = label_of(cell(&columns.split)).map_err(|d| named(&columns.split, d))?;
-        Ok(Row { path, wording: Wording { captions, label }, split })
+        let names: Vec<&str> = object.keys().map(String::as_str).collect();
+        let used = Used::of(self.columns, Leads::Away, self.needs_split, &names);
+        let cell = |column: Option<&str>| column.and_then(|column| object.get(column)).unwrap_or(&Value::Null);
+        let named = |column: Option<&str>, detail: String| malformed(format!("`{}` {detail}", column.unwrap_or("")));
+        let text = |column: Option<&str>| label_of(cell(column)).map_err(|detail| named(column, detail));
+        let captions = captions_of(cell(used.caption)).map_err(|detail| named(used.caption, detail))?;
+        let wording = Wording { captions, label: text(used.label)? };
+        Row::of(&used, Cells { target: text(used.target)?, key: text(used.key)?, wording, split: text(used.split)? })
     }
 
-    fn check(&self, table: &str, needs_split: bool) -> Result<(), IngestError> {
+    fn check(&self, table: &str) -> Result<(), IngestError> {
         if self.n_objects == 0 {
             return Ok(());
         }
         let names: Vec<&str> = self.seen.iter().map(String::as_str).collect();
-        check_columns(table, self.columns, needs_split, &names)
+        Used::check(table, self.columns, Leads::Away, self.needs_split, &names).map(|_| ())
     }
 }
 
-/// The path must be there, one of caption and label, and every column that the config names.
-fn check_columns(table: &str, columns: &Columns, needs_split: bool, names: &[&str]) -> Result<(), IngestError> {
-    let Columns { path, caption, label, split } = columns;
-    let has = |column: &Column| names.contains(&column.name.as_str());
-    if !has(path) {
-        return Err(missing(table, &[path], names));
-    }
-    let asked = [Some(caption), Some(label), Some(split).filter(|_| needs_split)];
-    if let Some(column) = asked.into_iter().flatten().find(|c| c.named && !has(c)) {
-        return Err(missing(table, &[column], names));
-    }
-    if !has(caption) && !has(label) {
-        return Err(missing(table, &[caption, label], names));
-    }
-    Ok(())
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-fn missing(table: &str, wanted: &[&Column], names: &[&str]) -> IngestError {
-    let quoted = |names: &mut dyn Iterator<Item = &str>| names.map(|n| format!("`{n}`")).collect::<Vec<_>>();
-    let hint = wanted.iter().map(|w| did_you_mean(&w.name, names)).find(|hint| !hint.is_empty());
-    IngestError::MissingColumn {
-        table: table.to_owned(),
-        wanted: quoted(&mut wanted.iter().map(|w| w.name.as_str())).join(" or "),
-        found: quoted(&mut names.iter().copied()).join(", "),
-        hint: hint.unwrap_or_default(),
-    }
-}
-
-impl Groups {
-    /// Adds a row to its path's group, or rejects it.
-    fn take(&mut self, line: u64, row: Result<Row, Refusal>) {
-        let row = match row {
-            Ok(row) => row,
-            Err(refusal) => return self.reject(line, "", refusal),
-        };
-        if row.path.is_empty() {
-            return self.reject(line, "", (RejectReason::MalformedRow, "the path is blank".to_owned()));
+    #[test]
+    fn fields_are_those_that_the_csv_crate_reads() {
+        let rows = [
+            "a,b",
+            ",",
+            "a,,",
+            "\"a,b\",c",
+            "\"a \"\"b\"\"\",\"\"",
+            "\"a\"x,b\"c\"",
+            " \"a\",é",
+            "\"a\nb\",c",
+            "x",
+            "\"\"",
+        ];
+        for row in rows {
+            let mut reader = csv::ReaderBuilder::new().has_headers(false).from_reader(row.as_bytes());
+            let want: Vec<String> = reader.records().next().unwrap().unwrap().iter().map(str::to_owned).collect();
+            assert_eq!(fields(row.as_bytes(), b',').unwrap(), want, "{row}");
         }
-        let path = match safe_path(&row.path) {
-            Ok(path) => path,
-            Err(refusal) => return self.reject(line, &row.path, refusal),
-        };
-        if row.wording == Wording::default() {
-            let detail = format!("`{path}` has neither a caption nor a label here");
-            return self.reject(line, &path, (RejectReason::EmptyCaption, detail));
-        }
-        let Some(&at) = self.by_path.get(&path) else {
-            self.by_path.insert(path.clone(), self.in_order.len());
-            self.in_order.push(Group { path, line, wording: row.wording, split: row.split });
-            return;
-        };
-        let group = &mut self.in_order[at];
-        let differs = |a: &Option<String>, b: &Option<String>| a.is_some() && b.is_some() && a != b;
-        let is_new = row.wording.captions.iter().any(|caption| !group.wording.captions.contains(caption));
-        let conflict = if differs(&group.wording.label, &row.wording.label) {
-            "another label"
-        } else if differs(&group.split, &row.split) {
-            "another split"
-        } else if !is_new {
-            "the same words"
-        } else {
-            group.wording.merge(row.wording);
-            return;
-        };
-        let detail = format!("`{path}` stood in line {} with {conflict}", group.line);
-        self.reject(line, &path, (RejectReason::DuplicateKey, detail));
     }
-
-    fn reject(&mut self, row: u64, path: &str, (reason, detail): Refusal) {
-        let (source, key) = (self.table.clone(), stem(path).to_owned());
-        self.rejects.push(Reject { source, row, key, reason, detail, first_bytes: Vec::new() });
-    }
-
-    fn finish(mut self, media: MediaRoot, needs_split: bool) -> Found {
-        let mut candidates = Vec::new();
-        let any_split = needs_split && self.in_order.iter().any(|group| group.split.is_some());
-        let table: Arc<str> = Arc::from(self.table.as_str());
-        for group in std::mem::take(&mut self.in_order) {
-            let Group { path, line, wording, split } = group;
-            if any_split && split.is_none() {
-                self.reject(line, &path, (RejectReason::MalformedRow, "it has no split, other rows have".to_owned()));
-                continue;
-            }
-            match media.locate(&path) {
-                Ok(medium) => {
-                    let key = stem(&path).to_owned();
-                    let listed_in = Some(Arc::clone(&table));
-                    candidates.push(Candidate { key, source: path, row: line, listed_in, wording, split, medium });
-                }
-                Err(refusal) => self.reject(line, &path, refusal),
-            }
-        }
-        Found { candidates, rejects: self.rejects, n_ignored: 0, spools: media.into_spool().into_iter().collect() }
-    }
-}
-
-/// `path` without the extension of its name.
-fn stem(path: &str) -> &str {
-    let name_at = path.rfind('/').map_or(0, |at| at + 1);
-    path[name_at..].rfind('.').filter(|&dot| dot > 0).map_or(path, |dot| &path[..name_at + dot])
 }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use imp_schemas::reject::RejectReason;
 use tempfile::NamedTempFile;
 
-use super::{Locator, MAX_SIDECAR_BYTES, is_litter};
+use super::{Depth, MAX_SIDECAR_BYTES, Place, is_litter};
 use crate::error::IngestError;
 use crate::text::{Refusal, safe_path};
 
@@ -24,6 +24,11 @@ const MAX_HEADER_BYTES: u64 = 1 << 20;
 const MAX_EXPANSION: u64 = 200;
 const SMALL_SPOOL: u64 = 1 << 30;
 
+/// Bytes that a compressed file of `n_bytes` may unpack to.
+pub(super) fn max_unpacked(n_bytes: u64) -> u64 {
+    SMALL_SPOOL.max(n_bytes.saturating_mul(MAX_EXPANSION))
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Want {
     Medium,
@@ -33,7 +38,7 @@ pub(super) enum Want {
 
 #[derive(Debug)]
 pub(super) enum Content {
-    Medium(Locator),
+    Medium(Place),
     Text(Vec<u8>),
 }
 
@@ -54,13 +59,15 @@ pub(super) struct TarEnd {
     pub(super) broken: Option<(u64, Refusal)>,
 }
 
-/// Hands every wanted member of the tar at `path` to `take`, in order.
+/// Hands every wanted member of the tar at `path` to `take`, in order; media of a compressed tar have a place only at
+/// [`Depth::Media`].
 ///
 /// # Errors
 /// The tar cannot be opened, or the spool not be written. A damaged tar is no error: see [`TarEnd::broken`].
 pub(super) fn read_tar(
     path: &Path,
     max_media_bytes: u64,
+    depth: Depth,
     wants: &dyn Fn(&str) -> Want,
     take: &mut dyn FnMut(Member),
 ) -> Result<TarEnd, IngestError> {
@@ -74,6 +81,7 @@ pub(super) fn read_tar(
         path,
         file_len,
         max_media_bytes,
+        depth,
         wants,
         take,
         spool: None,
@@ -106,6 +114,7 @@ struct Walk<'a> {
     path: &'a Path,
     file_len: u64,
     max_media_bytes: u64,
+    depth: Depth,
     wants: &'a dyn Fn(&str) -> Want,
     take: &'a mut dyn FnMut(Member),
     spool: Option<(NamedTempFile, Arc<Path>)>,
@@ -207,8 +216,9 @@ impl Walk<'_> {
         }
         let content = match want {
             Want::Medium if head.is_plain => {
-                Content::Medium(Locator { file: Arc::from(self.path), offset: head.offset, len: head.len })
+                Content::Medium(Place::File { file: Arc::from(self.path), offset: head.offset, len: head.len })
             }
+            Want::Medium if self.depth == Depth::Words => Content::Medium(Place::nowhere()),
             Want::Medium => Content::Medium(self.unpack(head.len, body)?),
             Want::Text | Want::Nothing => {
                 let mut bytes = Vec::new();
@@ -248,8 +258,8 @@ impl Walk<'_> {
         }
     }
 
-    fn unpack(&mut self, len: u64, body: &mut dyn Read) -> Result<Locator, Stop> {
-        if self.spooled + len > SMALL_SPOOL.max(self.file_len.saturating_mul(MAX_EXPANSION)) {
+    fn unpack(&mut self, len: u64, body: &mut dyn Read) -> Result<Place, Stop> {
+        if self.spooled + len > max_unpacked(self.file_len) {
             let detail = format!("unpacks to more than {MAX_EXPANSION} times its {} bytes", self.file_len);
             return Err(Stop::Broken((RejectReason::TooLarge, detail)));
         }
@@ -275,7 +285,7 @@ impl Walk<'_> {
         let file = Arc::clone(file);
         self.spooled += copied;
         whole(copied, len)?;
-        Ok(Locator { file, offset, len })
+        Ok(Place::File { file, offset, len })
     }
 }
 

@@ -43,14 +43,26 @@ pub(super) fn batch(
         Arc::new(StringArray::from_iter_values(rows.iter().map(|_| split))),
         Arc::new(captions.finish()),
         Arc::new(tokens.finish()),
+        Arc::new(
+            rows.iter()
+                .map(|r| i32::try_from(r.record.tokens.iter().map(Vec::len).max().unwrap_or(0)).ok())
+                .collect::<Int32Array>(),
+        ),
         Arc::new(rows.iter().map(|r| r.label.as_ref().map(|(_, name)| name.as_str())).collect::<StringArray>()),
         Arc::new(rows.iter().map(|r| r.label.as_ref().map(|(id, _)| *id)).collect::<Int32Array>()),
+        Arc::new(rows.iter().map(|r| r.record.normalised.as_deref()).collect::<StringArray>()),
     ];
     columns.extend(match kind {
-        RecordKind::ImageText => image_columns(&metas(&rows, |facts| match facts {
-            Facts::Image(image) => Some(image),
-            Facts::Video(_) | Facts::Audio(_) => None,
-        })),
+        RecordKind::ImageText => {
+            let mut columns = image_columns(&metas(&rows, |facts| match facts {
+                Facts::Image(image) => Some(image),
+                Facts::Video(_) | Facts::Audio(_) => None,
+            }));
+            // The bits of the hash, whatever the sign they make.
+            let hashes = rows.iter().map(|r| r.record.picture_hash.map(u64::cast_signed));
+            columns.push(Arc::new(hashes.collect::<Int64Array>()));
+            columns
+        }
         RecordKind::VideoText => video_columns(&metas(&rows, |facts| match facts {
             Facts::Video(video) => Some(video),
             Facts::Image(_) | Facts::Audio(_) => None,

@@ -107,12 +107,14 @@ fn whole_tables_and_paths_that_cannot_be_right_stop_the_run() {
     world.put("c/empty.csv", "");
     world.put("c/header.csv", "path,caption\n");
     world.put("c/x.parquet", "PAR1");
+    world.put("c/x.zip", "PK");
     world.put("tars/a.tar", "");
     let cases = [
         ("c/utf16.csv", vec!["UTF-16", "save it as UTF-8"]),
         ("c/empty.csv", vec!["it is empty"]),
-        ("c/header.csv", vec!["nothing to publish", "holds no record"]),
-        ("c/x.parquet", vec!["`c/x.parquet`", "must be a folder, a table"]),
+        ("c/header.csv", vec!["nothing to publish", "is empty", "holds no record"]),
+        ("c/x.parquet", vec!["table `x.parquet` cannot be read", "too few for a Parquet file"]),
+        ("c/x.zip", vec!["`c/x.zip`", "must be a folder, tables"]),
         ("nowhere", vec!["no such corpus path `nowhere`", "(root `"]),
         ("tars/*.zip", vec!["no such corpus path"]),
         ("tars", vec!["1 tars", "tars/*.tar"]),

@@ -2,10 +2,14 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails there")]
 
+mod cleaning;
 mod common;
 mod failures;
+
 mod forms;
+mod hosts;
 #[cfg(feature = "real-data")]
 mod real_data;
 mod rejects;
 mod shards;
+mod snapshots;

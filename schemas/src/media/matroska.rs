@@ -82,6 +82,7 @@ pub(super) fn shown_for(mut pts: Vec<f64>) -> f64 {
 }
 
 /// Bytes of the file as its segment says; `None` for one that was written as a stream.
+#[cfg(feature = "ffmpeg")]
 pub(super) fn claimed_len(bytes: &[u8]) -> Option<u64> {
     // An element: the bytes of its name and of its size are told by the zeros each begins with.
     let element = |at: usize| -> Option<(usize, u64, bool)> {

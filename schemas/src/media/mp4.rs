@@ -1,19 +1,28 @@
-//! The boxes of an MP4 or MOV → where each sample of the first video track lies, and when it is shown.
+//! The boxes of an MP4 or MOV → where each sample of a track lies, and when it is shown.
 //!
-//! In: the whole file. Out: offsets into it. Never: decoding, an index or allocation taken on a header's word.
+//! In: the whole file. Out: offsets into it. Never: decoding, writing, an index or allocation taken on a header's word.
 //! Source: ISO/IEC 14496-12. Own code, because `re_mp4` 0.5 panics on a table that is too short and allocates a sample for
 //! every one that a header claims, and symphonia's reader leaves out composition times, without which B-frames have none.
 
+mod movie;
+
 use super::{MediaError, MediaLimits};
 
-/// One access unit.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Sample {
+pub use movie::{Movie, Track, movie};
+
+/// One access unit of a film, one packet of a sound.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sample {
+    /// Bytes from the start of the file; the sample lies within it.
     pub offset: u64,
     pub len: u64,
+    /// Decoding time, ticks of the track's time scale.
+    pub dts: i64,
     /// Composition time, ticks of the track's time scale.
     pub pts: i64,
     pub duration: u64,
+    /// The container says that decoding may start here.
+    pub sync: bool,
 }
 
 /// The first video track, in decoding order.
@@ -73,10 +82,31 @@ pub(super) fn video_track<'a>(bytes: &'a [u8], limits: &MediaLimits) -> Result<O
         samples: Vec::new(),
         has_audio,
     };
+    track.samples = samples(bytes, &moov, trak, &stbl, limits)?;
+    Ok(Some(track))
+}
+
+/// Samples of one track, those of the `moov` box before those of fragments.
+fn samples(
+    bytes: &[u8],
+    moov: &Atom<'_>,
+    trak: &Atom<'_>,
+    stbl: &Atom<'_>,
+    limits: &MediaLimits,
+) -> Result<Vec<Sample>, MediaError> {
     let n_bytes = bytes.len() as u64;
-    let mut out = Samples { n_bytes, limits, list: table_samples(&stbl, n_bytes, limits)? };
-    if let Some(track_id) = trak.find(&[b"tkhd"]).and_then(|b| b.u32(if b.body.first() == Some(&1) { 20 } else { 12 }))
-    {
+    let mut list = table_samples(stbl, n_bytes, limits)?;
+    if let Some(stss) = stbl.find(&[b"stss"]) {
+        list.iter_mut().for_each(|sample| sample.sync = false);
+        for entry in stss.entries(4) {
+            // Samples count from 1.
+            if let Some(sample) = (be32(entry) as usize).checked_sub(1).and_then(|i| list.get_mut(i)) {
+                sample.sync = true;
+            }
+        }
+    }
+    let mut out = Samples { n_bytes, limits, list };
+    if let Some(track_id) = track_id(trak) {
         let defaults = children(moov.body)
             .find(|b| b.kind == *b"mvex")
             .and_then(|mvex| children(mvex.body).find(|b| b.kind == *b"trex" && b.u32(4) == Some(track_id)));
@@ -84,30 +114,37 @@ pub(super) fn video_track<'a>(bytes: &'a [u8], limits: &MediaLimits) -> Result<O
             fragment_samples(&moof, track_id, defaults.as_ref(), &mut out)?;
         }
     }
-    track.samples = out.list;
-    Ok(Some(track))
+    Ok(out.list)
+}
+
+fn track_id(trak: &Atom<'_>) -> Option<u32> {
+    trak.find(&[b"tkhd"]).and_then(|b| b.u32(if b.body.first() == Some(&1) { 20 } else { 12 }))
 }
 
 /// A box of the file: its kind, and its body as far as the file goes.
-struct Atom<'a> {
-    kind: [u8; 4],
+#[derive(Debug, Clone, Copy)]
+pub struct Atom<'a> {
+    pub kind: [u8; 4],
     /// Offset of the box in the slice that `children` was given.
     at: usize,
-    body: &'a [u8],
+    pub body: &'a [u8],
     /// It claims more bytes than there are.
     cut: bool,
 }
 
 impl<'a> Atom<'a> {
-    fn u32(&self, at: usize) -> Option<u32> {
+    /// Big-endian number at byte `at` of the body.
+    pub fn u32(&self, at: usize) -> Option<u32> {
         self.body.get(at..at + 4).and_then(|b| b.try_into().ok()).map(u32::from_be_bytes)
     }
 
-    fn u64(&self, at: usize) -> Option<u64> {
+    /// Big-endian number at byte `at` of the body.
+    pub fn u64(&self, at: usize) -> Option<u64> {
         self.body.get(at..at + 8).and_then(|b| b.try_into().ok()).map(u64::from_be_bytes)
     }
 
-    fn find(&self, path: &[&[u8; 4]]) -> Option<Atom<'a>> {
+    /// The first box at `path` below this one.
+    pub fn find(&self, path: &[&[u8; 4]]) -> Option<Atom<'a>> {
         let (first, rest) = path.split_first()?;
         let child = children(self.body).find(|b| b.kind == **first)?;
         if rest.is_empty() { Some(child) } else { child.find(rest) }
@@ -125,7 +162,7 @@ fn be32(bytes: &[u8]) -> u32 {
 }
 
 /// The boxes in `bytes`, one after another; stops at the first that cannot be one.
-fn children(bytes: &[u8]) -> impl Iterator<Item = Atom<'_>> {
+pub fn children(bytes: &[u8]) -> impl Iterator<Item = Atom<'_>> {
     let mut at = 0_usize;
     std::iter::from_fn(move || {
         let rest = bytes.get(at..)?;
@@ -249,7 +286,7 @@ fn table_samples(stbl: &Atom<'_>, n_bytes: u64, limits: &MediaLimits) -> Result<
             let len = u64::from(if fixed == 0 { be32(&sizes[4 * i..]) } else { fixed });
             let duration = u64::from(durations.next());
             let shift = shifts.as_mut().map_or(0, |s| i64::from(s.next().cast_signed()));
-            out.push(Sample { offset, len, pts: dts.saturating_add(shift), duration })?;
+            out.push(Sample { offset, len, dts, pts: dts.saturating_add(shift), duration, sync: true })?;
             offset += len;
             dts = dts.saturating_add_unsigned(duration);
         }
@@ -277,27 +314,42 @@ fn fragment_samples(
             here
         };
         let (base, _, duration, size) = (field(0x1, 8), field(0x2, 4), field(0x8, 4), field(0x10, 4));
+        let sample_flags = field(0x20, 4);
         let base = base.and_then(|at| tfhd.u64(at)).unwrap_or(moof.at as u64);
         let or_default = |at: Option<usize>, in_trex: usize| {
             at.and_then(|at| tfhd.u32(at)).or_else(|| defaults?.u32(in_trex)).unwrap_or(0)
         };
-        let (duration, size) = (or_default(duration, 12), or_default(size, 16));
+        let defaults = Defaults {
+            duration: or_default(duration, 12),
+            size: or_default(size, 16),
+            flags: or_default(sample_flags, 20),
+        };
         let tfdt = traf.find(&[b"tfdt"]);
         let start = tfdt.and_then(|b| if b.body.first() == Some(&1) { b.u64(4) } else { b.u32(4).map(u64::from) });
-        let follow = out.list.last().map_or(0, |last| last.pts.saturating_add_unsigned(last.duration));
+        let follow = out.list.last().map_or(0, |last| last.dts.saturating_add_unsigned(last.duration));
         let mut dts = start.and_then(|s| i64::try_from(s).ok()).unwrap_or(follow);
         let mut offset = base;
         for trun in children(traf.body).filter(|b| b.kind == *b"trun") {
-            run_samples(&trun, base, (duration, size), &mut offset, &mut dts, out)?;
+            run_samples(&trun, base, &defaults, &mut offset, &mut dts, out)?;
         }
     }
     Ok(())
 }
 
+/// What a sample of a run is unless the run says otherwise.
+struct Defaults {
+    duration: u32,
+    size: u32,
+    flags: u32,
+}
+
+/// Bit of a fragment's sample flags: decoding may not start here.
+const NOT_SYNC: u32 = 0x1_0000;
+
 fn run_samples(
     trun: &Atom<'_>,
     base: u64,
-    (duration, size): (u32, u32),
+    defaults: &Defaults,
     offset: &mut u64,
     dts: &mut i64,
     out: &mut Samples<'_>,
@@ -310,7 +362,11 @@ fn run_samples(
         *offset = base.saturating_add_signed(shift);
         at += 4;
     }
-    at += if flags & 0x4 != 0 { 4 } else { 0 };
+    let mut first_flags = None;
+    if flags & 0x4 != 0 {
+        first_flags = trun.u32(at);
+        at += 4;
+    }
     for _ in 0..n {
         let mut field = |flag: u32| -> Result<Option<u32>, MediaError> {
             if flags & flag == 0 {
@@ -320,15 +376,17 @@ fn run_samples(
             at += 4;
             Ok(Some(value))
         };
-        let duration = field(0x100)?.unwrap_or(duration);
-        let size = field(0x200)?.unwrap_or(size);
-        field(0x400)?;
+        let duration = field(0x100)?.unwrap_or(defaults.duration);
+        let size = field(0x200)?.unwrap_or(defaults.size);
+        let sample_flags = field(0x400)?.or(first_flags.take()).unwrap_or(defaults.flags);
         let shift = field(0x800)?.unwrap_or(0).cast_signed();
         let sample = Sample {
             offset: *offset,
             len: u64::from(size),
+            dts: *dts,
             pts: dts.saturating_add(i64::from(shift)),
             duration: u64::from(duration),
+            sync: sample_flags & NOT_SYNC == 0,
         };
         out.push(sample)?;
         *offset = offset.saturating_add(u64::from(size));

@@ -4,9 +4,14 @@
 
 mod corpus;
 mod decode;
+mod layout;
+mod media_index;
+mod numbers;
+mod objects;
 mod shard;
 
 use std::io::{IsTerminal, Write};
+use std::time::Duration;
 
 use comfy_table::{Table, presets};
 use imp_schemas::store::Store;
@@ -14,6 +19,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::ShardsError;
 use crate::finding::Findings;
+
+pub(crate) use numbers::Numbers;
 
 /// How many media to decode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,14 +54,20 @@ pub(crate) struct Checked {
 }
 
 /// Checks and prints; says whether nothing was found.
-pub(crate) fn run(url: &str, named: &[String], probe: Probe, json: bool) -> Result<bool, ShardsError> {
+pub(crate) fn run(
+    url: &str,
+    named: &[String],
+    probe: Probe,
+    orphan_age: Duration,
+    json: bool,
+) -> Result<bool, ShardsError> {
     let store = Store::open(url)?;
     let corpora = crate::select(&store, named)?;
     let mut checked = Vec::new();
     let mut all = Vec::new();
     for corpus in &corpora {
         let mut findings = Findings::of(corpus);
-        let mut line = corpus::check(&store, corpus, probe, &mut findings)?;
+        let mut line = corpus::check(&store, corpus, probe, orphan_age, &mut findings)?;
         line.n_findings = findings.n();
         checked.push(line);
         all.push(findings);

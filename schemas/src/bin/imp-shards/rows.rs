@@ -1,14 +1,49 @@
-//! Columns of a record batch → plain values.
+//! Columns of a record batch → plain values, and the walk over a shard's rows.
 //!
-//! In: a batch of a shard. Out: one value per row. Never: a panic on a column of another type; that is an error.
+//! In: a batch of a shard. Out: one value per row. Never: a panic on a column of another type; that is an error. A hidden row.
 
 use arrow::array::{Array, ArrayRef, AsArray};
-use arrow::datatypes::{Int32Type, Int64Type};
+use arrow::datatypes::{Float32Type, Float64Type, Int32Type, Int64Type, Schema};
 use arrow::record_batch::RecordBatch;
 use imp_schemas::modality::RecordKind;
 use imp_schemas::record::{column, media_column};
+use imp_schemas::shard_reader::ShardReader;
 
 use crate::ShardsError;
+
+/// Rows without their media that are held together.
+const WINDOW_ROWS: u64 = 2048;
+
+/// The columns of `schema` that the shard has: one of an earlier version lacks some.
+pub(crate) fn present<'s>(reader: &ShardReader, schema: &'s Schema) -> Vec<&'s str> {
+    let file = reader.metadata().file_metadata().schema_descr().root_schema().get_fields();
+    let has = |name: &str| file.iter().any(|field| field.name() == name);
+    schema.fields().iter().map(|field| field.name().as_str()).filter(|name| has(name)).collect()
+}
+
+/// Hands on the rows of a shard that are not in `hidden` (rising), some thousand at a time, with their places in the shard.
+///
+/// # Errors
+/// The shard cannot be read, or `take` fails.
+pub(crate) fn for_live(
+    reader: &ShardReader,
+    corpus: &str,
+    hidden: &[u64],
+    columns: &[&str],
+    mut take: impl FnMut(&[u64], &Rows<'_>) -> Result<(), ShardsError>,
+) -> Result<(), ShardsError> {
+    let mut start = 0;
+    while start < reader.n_rows() {
+        let end = (start + WINDOW_ROWS).min(reader.n_rows());
+        let rows: Vec<u64> = (start..end).filter(|row| hidden.binary_search(row).is_err()).collect();
+        start = end;
+        if !rows.is_empty() {
+            let batch = reader.read(&rows, columns)?;
+            take(&rows, &Rows { corpus, batch: &batch })?;
+        }
+    }
+    Ok(())
+}
 
 /// A batch and where it came from.
 pub(crate) struct Rows<'a> {
@@ -39,6 +74,18 @@ impl<'a> Rows<'a> {
         }
         let array = array.as_primitive_opt::<Int32Type>().ok_or_else(|| self.wrong(name))?;
         Ok(array.iter().map(|n| n.map(i64::from)).collect())
+    }
+
+    /// A column of numbers of any kind.
+    pub(crate) fn values(&self, name: &'static str) -> Result<Vec<Option<f64>>, ShardsError> {
+        let array = self.array(name)?;
+        if let Some(array) = array.as_primitive_opt::<Float64Type>() {
+            return Ok(array.iter().collect());
+        }
+        if let Some(array) = array.as_primitive_opt::<Float32Type>() {
+            return Ok(array.iter().map(|n| n.map(f64::from)).collect());
+        }
+        Ok(self.numbers(name)?.into_iter().map(|n| n.map(|n| n as f64)).collect())
     }
 
     /// Captions of each row; null is none.

@@ -1,6 +1,6 @@
 //! Rows of a corpus in the terminal.
 //!
-//! In: a corpus and a number of rows. Out: a table. Never: media bytes.
+//! In: a corpus and a number of rows. Out: a table. Never: media bytes, a hidden row.
 
 use std::io::Write;
 
@@ -9,9 +9,10 @@ use imp_schemas::modality::RecordKind;
 use imp_schemas::record::{column, media_column, record_schema};
 use imp_schemas::shard_reader::ShardReader;
 use imp_schemas::store::Store;
+use imp_schemas::tombstone::{Hidden, row_of_live};
 
 use crate::ShardsError;
-use crate::rows::Rows;
+use crate::rows::{Rows, present};
 
 /// Characters of a caption.
 const MAX_CHARS: usize = 60;
@@ -28,16 +29,18 @@ pub(crate) fn run(url: &str, corpus: &str, split: Option<&str>, n_rows: u64) -> 
     let mut table = Table::new();
     table.load_style(presets::UTF8_BORDERS_ONLY).set_content_arrangement(ContentArrangement::Dynamic);
     table.set_header(header(kind));
+    let hidden = Hidden::of(&store.tombstones(&manifest)?);
     let mut left = n_rows;
     for entry in shards {
         if left == 0 {
             break;
         }
         let reader = ShardReader::open(&store, corpus, entry)?;
-        let rows: Vec<u64> = (0..reader.n_rows().min(left)).collect();
+        let hidden = hidden.rows(&entry.digest);
+        let rows: Vec<u64> = (0..entry.n_live().min(left)).map(|live| row_of_live(&hidden, live)).collect();
         let schema = record_schema(kind);
-        let columns: Vec<&str> =
-            schema.fields().iter().map(|f| f.name().as_str()).filter(|name| *name != media_column(kind)).collect();
+        let mut columns = present(&reader, &schema);
+        columns.retain(|name| *name != media_column(kind));
         let batch = reader.read(&rows, &columns)?;
         for row in lines(&Rows { corpus, batch: &batch }, kind)? {
             table.add_row(row);

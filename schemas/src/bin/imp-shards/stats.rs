@@ -1,18 +1,21 @@
 //! Counts of a store, for people or as JSON.
 //!
-//! In: manifests, and the captions, tokens and labels of the shards. Out: one report per corpus. Never: media bytes.
+//! In: manifests, and the captions, tokens and labels of the shards. Out: one report per corpus; of two also their difference.
+//! Never: media bytes, a hidden row.
 
 use std::collections::BTreeMap;
 use std::io::Write;
 
+use comfy_table::{Table, presets};
 use imp_schemas::manifest::Manifest;
 use imp_schemas::record::column;
 use imp_schemas::shard_reader::ShardReader;
 use imp_schemas::store::{Snapshot, Store};
+use imp_schemas::tombstone::Hidden;
 use serde::Serialize;
 
 use crate::ShardsError;
-use crate::rows::Rows;
+use crate::rows::for_live;
 
 /// Least, mean and greatest of a count.
 #[derive(Debug, Default, Clone, Copy, Serialize)]
@@ -61,14 +64,29 @@ struct CorpusStats {
 pub(crate) fn run(url: &str, named: &[String], json: bool) -> Result<(), ShardsError> {
     let store = Store::open(url)?;
     let mut all = Vec::new();
-    for corpus in crate::select(&store, named)? {
-        let Snapshot { version, manifest, .. } = store.manifest(&corpus)?;
-        all.push(count(&store, &corpus, version, &manifest)?);
+    let plain: Vec<String> = named.iter().map(|name| split_name(name).0.to_owned()).collect();
+    let have = crate::select(&store, &plain)?;
+    let named = if named.is_empty() { &have } else { named };
+    for name in named {
+        let (corpus, version) = split_name(name);
+        let Snapshot { version, manifest, .. } = match version {
+            Some(version) => store.snapshot(corpus, version)?,
+            None => store.manifest(corpus)?,
+        };
+        all.push(count(&store, corpus, version, &manifest)?);
     }
+    // A store of two corpora is not asked for their difference; two that are named are.
+    let pair = (plain.len() == 2).then(|| side_by_side(&all[0], &all[1]));
     let text = if json {
-        format!("{:#}", serde_json::json!({ "corpora": serde_json::to_value(&all)? }))
+        let mut report = serde_json::json!({ "corpora": serde_json::to_value(&all)? });
+        if let Some(lines) = &pair {
+            report["difference"] = lines.iter().map(|l| (l.0.clone(), serde_json::json!([l.1, l.2]))).collect();
+        }
+        format!("{report:#}")
     } else {
-        all.iter().map(to_text).collect::<Vec<_>>().join("\n")
+        let mut texts: Vec<String> = all.iter().map(to_text).collect();
+        texts.extend(pair.map(|lines| compared(&all[0], &all[1], &lines)));
+        texts.join("\n")
     };
     // A closed pipe is no error.
     let _ = writeln!(std::io::stdout(), "{text}");
@@ -91,11 +109,12 @@ fn count(store: &Store, corpus: &str, snapshot: u64, manifest: &Manifest) -> Res
         vocab_size: manifest.tokenizer.vocab_size,
         n_rejected: manifest.n_rejected.iter().map(|(reason, n)| (reason.name(), *n)).collect(),
     };
+    let hidden = Hidden::of(&store.tombstones(manifest)?);
     for entry in &manifest.shards {
         let empty = SplitStats { n_shards: 0, n_records: 0, media_bytes: 0, store_bytes: 0 };
         let split = stats.splits.entry(entry.split.clone()).or_insert(empty);
         split.n_shards += 1;
-        split.n_records += entry.n_rows;
+        split.n_records += entry.n_live();
         split.media_bytes += entry.media_bytes;
         split.store_bytes += entry.n_bytes;
         for (name, &[least, greatest]) in &entry.ranges {
@@ -103,14 +122,15 @@ fn count(store: &Store, corpus: &str, snapshot: u64, manifest: &Manifest) -> Res
             *range = [range[0].min(least), range[1].max(greatest)];
         }
         let reader = ShardReader::open(store, corpus, entry)?;
-        for batch in reader.read_all(&[column::CAPTIONS, column::TOKENS, column::LABEL])? {
-            let rows = Rows { corpus, batch: &batch };
+        let columns = [column::CAPTIONS, column::TOKENS, column::LABEL];
+        for_live(&reader, corpus, &hidden.rows(&entry.digest), &columns, |_, rows| {
             rows.captions()?.iter().for_each(|c| stats.captions_per_record.add(c.len() as u64));
             rows.tokens()?.iter().flatten().for_each(|t| stats.tokens_per_caption.add(t.len() as u64));
             for label in rows.texts(column::LABEL)?.into_iter().flatten() {
                 *stats.n_by_class.entry(label.to_owned()).or_insert(0) += 1;
             }
-        }
+            Ok(())
+        })?;
     }
     Ok(stats)
 }
@@ -149,4 +169,58 @@ fn to_text(stats: &CorpusStats) -> String {
     let rejects: Vec<String> = stats.n_rejected.iter().map(|(reason, n)| format!("{reason} {n}")).collect();
     lines.push(format!("  rejects: {}", if rejects.is_empty() { "none".to_owned() } else { rejects.join(", ") }));
     lines.join("\n")
+}
+
+/// `CORPUS@SNAPSHOT`; a name without a number is the newest.
+fn split_name(name: &str) -> (&str, Option<u64>) {
+    match name.rsplit_once('@').map(|(corpus, version)| (corpus, version.parse())) {
+        Some((corpus, Ok(version))) => (corpus, Some(version)),
+        _ => (name, None),
+    }
+}
+
+/// What differs, by name: the number of each.
+fn side_by_side(a: &CorpusStats, b: &CorpusStats) -> Vec<(String, f64, f64)> {
+    let flat = |s: &CorpusStats| {
+        let mut numbers = BTreeMap::from([
+            ("inputs".to_owned(), s.n_inputs as f64),
+            ("records".to_owned(), s.n_records as f64),
+            ("classes".to_owned(), s.n_classes as f64),
+            ("vocabulary".to_owned(), s.vocab_size as f64),
+            ("mean captions a record".to_owned(), s.captions_per_record.mean),
+            ("mean tokens a caption".to_owned(), s.tokens_per_caption.mean),
+        ]);
+        for (name, split) in &s.splits {
+            numbers.insert(format!("split {name}: records"), split.n_records as f64);
+            numbers.insert(format!("split {name}: media bytes"), split.media_bytes as f64);
+        }
+        for (name, [least, greatest]) in &s.ranges {
+            numbers.insert(format!("least {name}"), *least);
+            numbers.insert(format!("greatest {name}"), *greatest);
+        }
+        numbers.extend(s.n_by_class.iter().map(|(class, n)| (format!("class {class}"), *n as f64)));
+        numbers.extend(s.n_rejected.iter().map(|(reason, n)| (format!("rejected {reason}"), *n as f64)));
+        numbers
+    };
+    let (a, b) = (flat(a), flat(b));
+    let names: std::collections::BTreeSet<&String> = a.keys().chain(b.keys()).collect();
+    let of = |side: &BTreeMap<String, f64>, name: &String| side.get(name).copied().unwrap_or(0.0);
+    let lines = names.into_iter().map(|name| (name.clone(), of(&a, name), of(&b, name)));
+    lines.filter(|(_, a, b)| a != b).collect()
+}
+
+fn compared(a: &CorpusStats, b: &CorpusStats, lines: &[(String, f64, f64)]) -> String {
+    let number = |n: f64| if n.fract() == 0.0 { format!("{n:.0}") } else { format!("{n:.2}") };
+    let name = |s: &CorpusStats| format!("{}@{}", s.corpus, s.snapshot);
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_BORDERS_ONLY);
+    table.set_header([String::new(), name(a), name(b), "difference".to_owned()]);
+    for (what, a, b) in lines {
+        let sign = if b > a { "+" } else { "" };
+        table.add_row([what.clone(), number(*a), number(*b), format!("{sign}{}", number(b - a))]);
+    }
+    if lines.is_empty() {
+        return format!("{} and {} count the same", name(a), name(b));
+    }
+    table.to_string()
 }

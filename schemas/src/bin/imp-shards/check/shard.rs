@@ -1,19 +1,22 @@
 //! One shard: its bytes, its footer, its rows.
 
 use imp_schemas::manifest::ShardEntry;
-use imp_schemas::record::{column, huggingface_features, media_column, record_schema};
+use imp_schemas::media_index::MediaPlace;
+use imp_schemas::record::{column, huggingface_features, record_schema};
 use imp_schemas::shard::{Digest, footer, shard_key};
 use imp_schemas::shard_reader::{ShardReadError, ShardReader};
 use imp_schemas::store::StoreError;
 use imp_schemas::version::{Format, Version};
 use indicatif::ProgressBar;
-use parquet::arrow::parquet_to_arrow_schema;
+use parquet::arrow::{ARROW_SCHEMA_META_KEY, parquet_to_arrow_schema};
+use parquet::file::metadata::KeyValue;
 
 use super::corpus::{Corpus, chain};
-use super::decode;
+use super::numbers::Numbers;
+use super::{decode, layout};
 use crate::ShardsError;
 use crate::finding::Findings;
-use crate::rows::Rows;
+use crate::rows::{Rows, present};
 
 /// Bytes of a shard that are fetched together, and media that are held together.
 const WINDOW_BYTES: u64 = 16 << 20;
@@ -53,8 +56,20 @@ pub(crate) fn check(
         Ok(reader) => reader,
         Err(error) => return unreadable(error, &key, findings),
     };
-    check_footer(corpus, entry, &reader, &key, findings);
-    if !check_schema(corpus, &reader, &key, findings) {
+    let version = check_footer(corpus, entry, &reader, &key, findings);
+    let file = reader.metadata().file_metadata();
+    let found = match parquet_to_arrow_schema(file.schema_descr(), file.key_value_metadata()) {
+        Ok(found) => found,
+        Err(error) => {
+            findings.push("schema", key, error.to_string(), AGAIN);
+            return Ok(());
+        }
+    };
+    if version >= (Version { major: 1, minor: 1 }) {
+        check_features(&reader, &key, findings);
+    }
+    layout::check(corpus.manifest.kind, &reader, &key, findings);
+    if !layout::schema(corpus.manifest.kind, version, &found, &key, findings) {
         return Ok(());
     }
     match check_rows(corpus, &reader, entry, first_row, &key, findings) {
@@ -89,14 +104,20 @@ fn digest_of(corpus: &Corpus<'_>, key: &str, n_bytes: u64, bar: &ProgressBar) ->
     Ok(Digest(hasher.finalize().to_hex().to_string()))
 }
 
-fn check_footer(corpus: &Corpus<'_>, entry: &ShardEntry, reader: &ShardReader, key: &str, findings: &mut Findings) {
+/// Gives the version of the shard's schema; the manifest's if the footer names none that this build reads.
+fn check_footer(
+    corpus: &Corpus<'_>,
+    entry: &ShardEntry,
+    reader: &ShardReader,
+    key: &str,
+    findings: &mut Findings,
+) -> Version {
     let manifest = corpus.manifest;
     let metadata = reader.metadata();
     let pairs = metadata.file_metadata().key_value_metadata();
     let value = |name: &str| pairs.into_iter().flatten().find(|kv| kv.key == name).and_then(|kv| kv.value.as_deref());
     let wanted = [
         (footer::SCHEMA, manifest.kind.name().to_owned()),
-        (footer::SCHEMA_VERSION, manifest.schema_version.to_string()),
         (footer::CORPUS, corpus.name.to_owned()),
         (footer::SPLIT, entry.split.clone()),
         (footer::N_ROWS, entry.n_rows.to_string()),
@@ -115,11 +136,7 @@ fn check_footer(corpus: &Corpus<'_>, entry: &ShardEntry, reader: &ShardReader, k
             findings.push("footer", key, format!("footer key `{name}` is absent"), "ingest the corpus again");
         }
     }
-    if let Some(version) = value(footer::SCHEMA_VERSION).and_then(|v| v.parse::<Version>().ok())
-        && let Err(error) = Format::Shard.check(version)
-    {
-        findings.push("version", key, error.to_string(), "use a build of that major version");
-    }
+    let version = check_version(manifest.schema_version, value(footer::SCHEMA_VERSION), key, findings);
     let counts =
         [("rows", reader.n_rows(), entry.n_rows), ("row groups", metadata.num_row_groups() as u64, entry.n_row_groups)];
     for (what, found, wanted) in counts {
@@ -127,37 +144,49 @@ fn check_footer(corpus: &Corpus<'_>, entry: &ShardEntry, reader: &ShardReader, k
             findings.push("count", key, format!("it has {found} {what}, the manifest says {wanted}"), AGAIN);
         }
     }
+    version
 }
 
-/// Names, types and nullability of the columns, in order.
-fn check_schema(corpus: &Corpus<'_>, reader: &ShardReader, key: &str, findings: &mut Findings) -> bool {
+/// Readers that find an Arrow schema in the footer take its metadata and no other pair, so the features must stand there too.
+/// Before 1.1 they did not.
+fn check_features(reader: &ShardReader, key: &str, findings: &mut Findings) {
     let file = reader.metadata().file_metadata();
-    let wanted = record_schema(corpus.manifest.kind);
-    let found = match parquet_to_arrow_schema(file.schema_descr(), file.key_value_metadata()) {
-        Ok(found) => found,
-        Err(error) => {
-            findings.push("schema", key, error.to_string(), AGAIN);
-            return false;
+    let pairs = file.key_value_metadata().into_iter().flatten();
+    let embedded: Vec<KeyValue> = pairs.filter(|pair| pair.key == ARROW_SCHEMA_META_KEY).cloned().collect();
+    if embedded.is_empty() {
+        return;
+    }
+    // An embedded schema that does not parse is found where the whole is read.
+    let Ok(schema) = parquet_to_arrow_schema(file.schema_descr(), Some(&embedded)) else { return };
+    if !schema.metadata().contains_key(footer::HUGGINGFACE) {
+        let found = format!("the Arrow schema in its footer has no `{}`", footer::HUGGINGFACE);
+        findings.push(
+            "footer",
+            key,
+            found,
+            "ingest the corpus again: Hugging Face datasets shows raw bytes without it",
+        );
+    }
+}
+
+/// A shard may be of a later minor version than the manifest, which names the least of its shards'.
+fn check_version(least: Version, found: Option<&str>, key: &str, findings: &mut Findings) -> Version {
+    let name = footer::SCHEMA_VERSION;
+    let version = match found.map(str::parse::<Version>) {
+        Some(Ok(version)) => version,
+        _ => {
+            let found = format!("footer key `{name}` is {}, wanted {least}", found.unwrap_or("absent"));
+            findings.push("version", key, found, "ingest the corpus again with one version of imp-ingest");
+            return least;
         }
     };
-    let mut same = true;
-    for wanted in wanted.fields() {
-        let place = found.field_with_name(wanted.name()).ok();
-        let equal =
-            place.is_some_and(|f| f.data_type() == wanted.data_type() && f.is_nullable() == wanted.is_nullable());
-        if !equal {
-            same = false;
-            let found = place.map_or("absent".to_owned(), |f| f.data_type().to_string());
-            let found = format!("column `{}` is {found}, wanted {}", wanted.name(), wanted.data_type());
-            findings.push("schema", key, found, "ingest the corpus again with this version of imp-ingest");
-        }
+    if let Err(error) = Format::Shard.check(version) {
+        findings.push("version", key, error.to_string(), "use a build of that major version");
+    } else if version < least {
+        let found = format!("footer key `{name}` is {version}, the manifest says that no shard is before {least}");
+        findings.push("version", key, found, "run imp-shards upgrade");
     }
-    let order: Vec<_> = found.fields().iter().map(|f| f.name()).filter(|n| wanted.field_with_name(n).is_ok()).collect();
-    let wanted_order: Vec<_> = wanted.fields().iter().map(|f| f.name()).collect();
-    if same && order != wanted_order {
-        findings.push("schema", key, format!("columns stand as {order:?}, wanted {wanted_order:?}"), AGAIN);
-    }
-    same
+    version
 }
 
 fn check_rows(
@@ -170,9 +199,9 @@ fn check_rows(
 ) -> Result<(), ShardsError> {
     let kind = corpus.manifest.kind;
     let schema = record_schema(kind);
-    let media = media_column(kind);
-    let planning: Vec<&str> = schema.fields().iter().map(|f| f.name().as_str()).filter(|n| *n != media).collect();
-    let all: Vec<&str> = schema.fields().iter().map(|f| f.name().as_str()).collect();
+    let all = present(reader, &schema);
+    let hidden = corpus.hidden.rows(&entry.digest);
+    let mut numbers = Numbers::default();
     let mut media_digests = blake3::Hasher::new();
     let mut media_bytes = 0;
     let mut start = 0;
@@ -180,7 +209,7 @@ fn check_rows(
         // Sizes first, so that a window of media never weighs more than its allowance.
         let end = (start + WINDOW_ROWS as u64).min(reader.n_rows());
         let rows: Vec<u64> = (start..end).collect();
-        let planned = reader.read(&rows, &planning)?;
+        let planned = reader.read(&rows, &[column::BYTES_LEN])?;
         let sizes = Rows { corpus: corpus.name, batch: &planned }.numbers(column::BYTES_LEN)?;
         let mut from = 0;
         while from < rows.len() {
@@ -191,13 +220,16 @@ fn check_rows(
                 to += 1;
             }
             let batch = reader.read(&rows[from..to], &all)?;
+            let rows_here = Rows { corpus: corpus.name, batch: &batch };
+            numbers.add(&rows_here, &mut corpus.histograms)?;
             let window =
-                Window { first_row: first_row + rows[from], rows: Rows { corpus: corpus.name, batch: &batch }, key };
+                Window { first_row: first_row + rows[from], start: rows[from], rows: rows_here, key, hidden: &hidden };
             media_bytes += window.check(corpus, entry, &mut media_digests, findings)?;
             from = to;
         }
         start = end;
     }
+    numbers.check(entry, key, findings);
     if media_bytes != entry.media_bytes {
         let found = format!("its media have {media_bytes} bytes, the manifest says {}", entry.media_bytes);
         findings.push("count", key, found, AGAIN);
@@ -216,8 +248,12 @@ fn check_rows(
 struct Window<'a> {
     /// Counted over the corpus.
     first_row: u64,
+    /// Counted within the shard.
+    start: u64,
     rows: Rows<'a>,
     key: &'a str,
+    /// Hidden rows of the shard, rising.
+    hidden: &'a [u64],
 }
 
 impl Window<'_> {
@@ -239,7 +275,10 @@ impl Window<'_> {
             let row = self.first_row + i as u64;
             let place = |what: Option<&str>| format!("{}, row {row} (key `{}`)", self.key, what.unwrap_or("null"));
             let here = place(keys[i]);
+            // A hidden row may repeat another's key: that may be why it is hidden.
+            let is_hidden = self.hidden.binary_search(&(self.start + i as u64)).is_ok();
             match keys[i] {
+                Some(_) if is_hidden => {}
                 None | Some("") => findings.push("key", place(None), "its key is null or empty", AGAIN),
                 Some(text) => {
                     let mut short = [0; 16];
@@ -256,7 +295,7 @@ impl Window<'_> {
             let digest = digests[i].unwrap_or("null");
             media_digests.update(digest.as_bytes());
             let Some(bytes) = bytes else {
-                findings.push("media", here, "it has no media", AGAIN);
+                findings.push("media", here, "it has no media", "ingest the corpus again");
                 continue;
             };
             n_bytes += bytes.len() as u64;
@@ -269,12 +308,36 @@ impl Window<'_> {
                 let found = format!("its media have digest {}…, the `digest` column says {digest:.12}…", found.short());
                 findings.push("media_digest", here.as_str(), found, AGAIN);
             }
-            if corpus.probe_every > 0 && row.is_multiple_of(corpus.probe_every) {
+            let place = corpus.places.as_ref().and_then(|places| places.get(row as usize)).copied();
+            let is_probed = corpus.probe_every > 0 && row.is_multiple_of(corpus.probe_every);
+            self.check_place(corpus, place, bytes, is_probed, &here, findings)?;
+            if is_probed {
                 corpus.n_decoded += 1;
                 decode::check(&self.rows, i, kind, bytes, &here, findings)?;
             }
         }
         Ok(n_bytes)
+    }
+
+    /// The index names the bytes of the medium; those of a probed row are read where it says.
+    fn check_place(
+        &self,
+        corpus: &Corpus<'_>,
+        place: Option<MediaPlace>,
+        bytes: &[u8],
+        is_probed: bool,
+        here: &str,
+        findings: &mut Findings,
+    ) -> Result<(), ShardsError> {
+        let Some(MediaPlace { offset, len }) = place else { return Ok(()) };
+        let is_there = len == bytes.len() as u64
+            && (!is_probed || corpus.store.get_range(self.key, offset..offset.saturating_add(len))? == bytes);
+        if !is_there {
+            let found =
+                format!("the index says bytes {offset}..{}, which are not its medium", offset.saturating_add(len));
+            findings.push("media_index", here, found, "ingest the corpus again; the shards are not affected");
+        }
+        Ok(())
     }
 
     /// Captions, tokens and labels.

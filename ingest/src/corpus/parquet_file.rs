@@ -1,0 +1,271 @@
+//! One Parquet file of somebody else, read in small batches without trust in its footer.
+//!
+//! In: a file. Out: its columns' names, batches of some of them, and the row groups that are broken. Never: a panic, a
+//! column that was not asked for, a row group in memory: text and media are views of decompressed pages, so a page that
+//! a million rows share is held once.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::Arc;
+
+use arrow::array::{Array, AsArray, RecordBatch};
+use arrow::datatypes::{DataType, Field, FieldRef, Schema};
+use arrow::util::display::array_value_to_string;
+use imp_schemas::reject::RejectReason;
+use parquet::arrow::ProjectionMask;
+use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
+use parquet::errors::ParquetError;
+use parquet::file::metadata::{PageIndexPolicy, ParquetMetaData, ParquetMetaDataReader, RowGroupMetaData};
+
+use super::columns::Used;
+use super::origin::Input;
+use crate::error::IngestError;
+use crate::text::{Refusal, Wording, utf8};
+
+const MAGIC: &[u8] = b"PAR1";
+/// Magic, length of the footer, magic: no smaller file is one.
+const MIN_BYTES: u64 = 12;
+/// Bytes that a batch may take by what the footer says about its rows, and rows that it may have.
+const BATCH_BYTES: u64 = 32 << 20;
+const BATCH_ROWS: u64 = 1024;
+/// Bytes of a footer; those of the largest known corpora have some 10 MiB.
+const MAX_FOOTER_BYTES: u64 = 256 << 20;
+
+/// A row group that cannot be read from this row of the file on.
+#[derive(Debug)]
+pub(super) struct Broken {
+    pub(super) row: u64,
+    pub(super) detail: String,
+}
+
+/// Takes the number of a batch's first row in the file, and the batch.
+pub(super) type TakeBatch<'a> = dyn FnMut(u64, &RecordBatch) -> Result<(), IngestError> + 'a;
+
+#[derive(Debug)]
+pub(super) struct ParquetFile {
+    file: File,
+    meta: ArrowReaderMetadata,
+}
+
+impl ParquetFile {
+    /// Opens the file at `path`, or says what is wrong with it.
+    pub(super) fn open(path: &Path) -> Result<Self, String> {
+        let file = File::open(path).map_err(|e| e.to_string())?;
+        let n_bytes = file.metadata().map_err(|e| e.to_string())?.len();
+        if n_bytes < MIN_BYTES {
+            return Err(format!("it has {n_bytes} bytes, too few for a Parquet file"));
+        }
+        let meta = guarded(|| viewed(ArrowReaderMetadata::load(&file, options())?.metadata().clone()))?;
+        Ok(Self { file, meta })
+    }
+
+    /// Columns of `input`, which may lie in object storage: only its ends are read.
+    pub(super) fn schema_of(input: &Input) -> Result<Result<Arc<Schema>, String>, IngestError> {
+        if input.n_bytes < MIN_BYTES {
+            return Ok(Err(format!("it has {} bytes, too few for a Parquet file", input.n_bytes)));
+        }
+        let (first, last) = input.ends(8)?;
+        if !first.starts_with(MAGIC) || !last.ends_with(MAGIC) {
+            return Ok(Err("it does not begin and end with `PAR1`, as a Parquet file does".to_owned()));
+        }
+        let n_footer = u64::from(u32::from_le_bytes([last[0], last[1], last[2], last[3]]));
+        if n_footer + MIN_BYTES > input.n_bytes || n_footer > MAX_FOOTER_BYTES {
+            return Ok(Err(format!("its footer claims {n_footer} bytes, the file has {}", input.n_bytes)));
+        }
+        let (_, last) = input.ends(n_footer + 8)?;
+        let footer = &last[..n_footer as usize];
+        let meta = guarded(|| viewed(Arc::new(ParquetMetaDataReader::decode_metadata(footer)?)));
+        Ok(meta.map(|meta| meta.schema().clone()))
+    }
+
+    pub(super) fn schema(&self) -> &Schema {
+        self.meta.schema()
+    }
+
+    pub(super) fn names(&self) -> Vec<&str> {
+        self.schema().fields().iter().map(|field| field.name().as_str()).collect()
+    }
+
+    /// Names of the classes of each `ClassLabel` column, as Hugging Face `datasets` writes them into the footer.
+    pub(super) fn class_labels(&self) -> HashMap<String, Vec<String>> {
+        let pairs = self.meta.metadata().file_metadata().key_value_metadata();
+        let text =
+            pairs.into_iter().flatten().find(|pair| pair.key == "huggingface").and_then(|pair| pair.value.as_ref());
+        let value: serde_json::Value = text.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
+        let features = value["info"]["features"].as_object().into_iter().flatten();
+        let names_of = |(column, feature): (&String, &serde_json::Value)| {
+            let names: Option<Vec<String>> =
+                feature["names"].as_array()?.iter().map(|name| name.as_str().map(str::to_owned)).collect();
+            Some((column.clone(), names?))
+        };
+        features.filter_map(names_of).collect()
+    }
+
+    /// Hands batches of `columns` to `take`, row group by row group; a broken one ends, the next one is tried.
+    ///
+    /// # Errors
+    /// What `take` returns.
+    pub(super) fn read(&self, columns: &[&str], take: &mut TakeBatch<'_>) -> Result<Vec<Broken>, IngestError> {
+        let roots: Vec<usize> = columns.iter().filter_map(|name| self.schema().index_of(name).ok()).collect();
+        let mask = ProjectionMask::roots(self.meta.parquet_schema(), roots);
+        let mut broken = Vec::new();
+        let mut first = 0;
+        for (index, group) in self.meta.metadata().row_groups().iter().enumerate() {
+            let n_rows = u64::try_from(group.num_rows()).unwrap_or(0);
+            let mut n_read = 0;
+            let open = || {
+                let file = self.file.try_clone().map_err(|e| ParquetError::External(Box::new(e)))?;
+                ParquetRecordBatchReaderBuilder::new_with_metadata(file, self.meta.clone())
+                    .with_row_groups(vec![index])
+                    .with_projection(mask.clone())
+                    .with_batch_size(batch_rows(group, &mask) as usize)
+                    .build()
+            };
+            let mut fault = None;
+            match guarded(open) {
+                Err(detail) => fault = Some(detail),
+                Ok(mut batches) => loop {
+                    match guarded(|| batches.next().transpose().map_err(ParquetError::from)) {
+                        Ok(Some(batch)) => {
+                            take(first + n_read, &batch)?;
+                            n_read += batch.num_rows() as u64;
+                        }
+                        Ok(None) if n_read == n_rows => break,
+                        Ok(None) => {
+                            fault = Some(format!("it has {n_read} rows, its footer says {n_rows}"));
+                            break;
+                        }
+                        Err(detail) => {
+                            fault = Some(detail);
+                            break;
+                        }
+                    }
+                },
+            }
+            if let Some(detail) = fault {
+                broken.push(Broken { row: first + n_read, detail: format!("row group {index}: {detail}") });
+            }
+            first += n_rows;
+        }
+        Ok(broken)
+    }
+}
+
+/// Runs what may panic on bytes that nobody foresaw.
+fn guarded<T>(read: impl FnOnce() -> Result<T, ParquetError>) -> Result<T, String> {
+    match catch_unwind(AssertUnwindSafe(read)) {
+        Ok(result) => result.map_err(|error| error.to_string()),
+        Err(_) => Err("the Parquet reader panicked on these bytes".to_owned()),
+    }
+}
+
+/// Without the Arrow schema that the writer may have left: the types are those of Parquet, few and known.
+fn options() -> ArrowReaderOptions {
+    ArrowReaderOptions::new().with_skip_arrow_metadata(true).with_page_index_policy(PageIndexPolicy::Skip)
+}
+
+/// The metadata with views in place of owned text and bytes.
+fn viewed(metadata: Arc<ParquetMetaData>) -> Result<ArrowReaderMetadata, ParquetError> {
+    let plain = ArrowReaderMetadata::try_new(metadata.clone(), options())?;
+    let fields: Vec<FieldRef> = plain.schema().fields().iter().map(as_view).collect();
+    ArrowReaderMetadata::try_new(metadata, options().with_schema(Arc::new(Schema::new(fields))))
+}
+
+fn as_view(field: &FieldRef) -> FieldRef {
+    let of = |data_type| Arc::new(Field::clone(field).with_data_type(data_type));
+    match field.data_type() {
+        DataType::Utf8 | DataType::LargeUtf8 => of(DataType::Utf8View),
+        DataType::Binary | DataType::LargeBinary => of(DataType::BinaryView),
+        DataType::List(element) => of(DataType::List(as_view(element))),
+        DataType::Struct(fields) => of(DataType::Struct(fields.iter().map(as_view).collect())),
+        _ => field.clone(),
+    }
+}
+
+/// Rows of a batch, so that it stays within its bytes if the footer tells the truth.
+fn batch_rows(group: &RowGroupMetaData, mask: &ProjectionMask) -> u64 {
+    let chunks = group.columns().iter().enumerate().filter(|(leaf, _)| mask.leaf_included(*leaf));
+    let n_bytes: u64 = chunks.map(|(_, chunk)| u64::try_from(chunk.uncompressed_size()).unwrap_or(0)).sum();
+    let n_rows = u64::try_from(group.num_rows()).unwrap_or(0).max(1);
+    (BATCH_BYTES / (n_bytes / n_rows).max(1)).clamp(1, BATCH_ROWS)
+}
+
+/// The words of row `row` of `batch`.
+pub(super) fn wording_at(
+    batch: &RecordBatch,
+    row: usize,
+    used: &Used<'_>,
+    class_labels: &HashMap<String, Vec<String>>,
+) -> Result<Wording, Refusal> {
+    let captions = match used.caption.and_then(|name| batch.column_by_name(name)) {
+        Some(column) => texts_at(column, row).map_err(|refusal| named(used.caption, refusal))?,
+        None => Vec::new(),
+    };
+    let label = text_of(batch, used.label, row)?;
+    let classes = used.label.and_then(|name| class_labels.get(name));
+    let label = match (label, classes) {
+        // -1 is how Hugging Face says that there is no label.
+        (Some(label), Some(_)) if label == "-1" => None,
+        (Some(label), Some(classes)) => match label.parse::<usize>().ok().and_then(|id| classes.get(id)) {
+            Some(name) => Some(name.clone()),
+            None if classes.contains(&label) => Some(label),
+            None => {
+                let detail = format!("class {label}, its table's list has 0 to {}", classes.len().saturating_sub(1));
+                return Err((RejectReason::UnknownClass, detail));
+            }
+        },
+        (label, _) => label,
+    };
+    Ok(Wording { captions, label })
+}
+
+/// The text of column `name`, without blanks around it; blank and null are none.
+pub(super) fn text_of(batch: &RecordBatch, name: Option<&str>, row: usize) -> Result<Option<String>, Refusal> {
+    let Some(column) = name.and_then(|name| batch.column_by_name(name)) else { return Ok(None) };
+    text_at(column, row).map_err(|refusal| named(name, refusal))
+}
+
+fn named(name: Option<&str>, (reason, detail): Refusal) -> Refusal {
+    (reason, format!("`{}` {detail}", name.unwrap_or_default()))
+}
+
+/// Bytes of row `row`; `None` if they are null or no bytes.
+pub(super) fn bytes_at(column: &dyn Array, row: usize) -> Option<&[u8]> {
+    if column.is_null(row) {
+        return None;
+    }
+    match column.data_type() {
+        DataType::BinaryView => Some(column.as_binary_view().value(row)),
+        DataType::FixedSizeBinary(_) => Some(column.as_fixed_size_binary().value(row)),
+        _ => None,
+    }
+}
+
+pub(super) fn text_at(column: &dyn Array, row: usize) -> Result<Option<String>, Refusal> {
+    if column.is_null(row) {
+        return Ok(None);
+    }
+    let text = match column.data_type() {
+        DataType::Null => return Ok(None),
+        DataType::Utf8View => column.as_string_view().value(row).trim().to_owned(),
+        DataType::BinaryView => utf8(column.as_binary_view().value(row), "as text")?.trim().to_owned(),
+        number if number.is_numeric() => {
+            array_value_to_string(column, row).map_err(|e| (RejectReason::MalformedRow, e.to_string()))?
+        }
+        other => return Err((RejectReason::MalformedRow, format!("is {other}, wanted text or a number"))),
+    };
+    Ok(Some(text).filter(|text| !text.is_empty()))
+}
+
+fn texts_at(column: &dyn Array, row: usize) -> Result<Vec<String>, Refusal> {
+    if column.is_null(row) {
+        return Ok(Vec::new());
+    }
+    let DataType::List(_) = column.data_type() else {
+        return Ok(text_at(column, row)?.into_iter().collect());
+    };
+    let values = column.as_list::<i32>().value(row);
+    (0..values.len()).filter_map(|at| text_at(&values, at).transpose()).collect()
+}

@@ -1,0 +1,162 @@
+//! What becomes of a medium between its corpus and its shard: kept, written anew without loss, or made smaller.
+//!
+//! In: the bytes of one medium and the corpus's rules. Out: what is stored, decoded in full after whatever was done to it,
+//! with what its planning columns say. Never: a lossless change whose pixels, frames or samples differ (such a change is not
+//! made), a medium that was changed and not decoded again, I/O.
+
+mod chunks;
+mod clips;
+mod coefficients;
+pub(crate) mod config;
+mod exif;
+mod flac;
+mod jpeg;
+mod remux;
+mod shrink;
+
+use imp_schemas::media::{
+    AudioMeta, ImageMeta, MediaError, MediaLimits, Picture, VideoMeta, read_audio, read_image, read_video,
+};
+use imp_schemas::modality::RecordKind;
+
+use self::config::{MediaRules, MetadataRule, VideoRule};
+use crate::text::Refusal;
+
+pub(crate) use shrink::resized;
+
+/// What decoding found.
+#[derive(Debug)]
+pub(crate) enum Facts {
+    Image(ImageMeta),
+    Video(VideoMeta),
+    Audio(AudioMeta),
+}
+
+/// A medium as it enters a shard.
+#[derive(Debug)]
+pub(crate) struct Stored {
+    /// What is stored in place of the source's bytes; `None` for those as they are.
+    pub(crate) changed: Option<Vec<u8>>,
+    /// Of what is stored.
+    pub(crate) facts: Facts,
+    /// Its pixels, of a picture.
+    pub(crate) picture: Option<Picture>,
+    /// What was done, in the order it was done, `+` between; `None` if nothing was.
+    pub(crate) normalised: Option<String>,
+    /// Number of the clip's window, if the medium was cut.
+    pub(crate) window_idx: Option<usize>,
+}
+
+impl Stored {
+    fn as_is(facts: Facts) -> Self {
+        Self { changed: None, facts, picture: None, normalised: None, window_idx: None }
+    }
+
+    fn changed(bytes: Vec<u8>, facts: Facts, done: &str) -> Self {
+        Self { changed: Some(bytes), normalised: Some(done.to_owned()), ..Self::as_is(facts) }
+    }
+}
+
+/// May refuse a medium for what its source is, before anything is done to it.
+pub(crate) type Accept<'a> = dyn FnMut(&Facts) -> Result<(), Refusal> + 'a;
+
+/// Decodes `bytes` and does what `rules` say: one medium gives one stored medium, a film that is cut one for each clip.
+///
+/// # Errors
+/// The source does not decode, `accept` refuses it, or it cannot be coded anew as asked. A lossless change that is not
+/// possible is no error: the medium stays as it is, and `normalised` does not name the change.
+pub(crate) fn prepare(
+    kind: RecordKind,
+    bytes: &[u8],
+    rules: &MediaRules,
+    limits: &MediaLimits,
+    accept: &mut Accept<'_>,
+) -> Result<Vec<Stored>, Refusal> {
+    match kind {
+        RecordKind::ImageText => Ok(vec![image(bytes, rules, limits, accept)?]),
+        RecordKind::VideoText => video(bytes, rules, limits, accept),
+        RecordKind::AudioText => Ok(vec![audio(bytes, rules, limits, accept)?]),
+    }
+}
+
+fn refusal(error: MediaError) -> Refusal {
+    (error.reason(), error.to_string())
+}
+
+fn image(bytes: &[u8], rules: &MediaRules, limits: &MediaLimits, accept: &mut Accept<'_>) -> Result<Stored, Refusal> {
+    let (meta, picture) = read_image(bytes, limits).map_err(refusal)?;
+    let facts = Facts::Image(meta.clone());
+    accept(&facts)?;
+    if let Some(rule) = &rules.reencode
+        && let Some(smaller) = shrink::shrink(&picture, rule).map_err(refusal)?
+    {
+        let (meta, picture) = read_image(&smaller, limits).map_err(refusal)?;
+        return Ok(Stored { picture: Some(picture), ..Stored::changed(smaller, Facts::Image(meta), "reencode") });
+    }
+    let rule = rules.normalise;
+    let strips = rule.metadata == MetadataRule::Strip;
+    let changed = match meta.format {
+        "jpeg" => jpeg::normalise(bytes, meta.progressive, meta.orientation, rule.jpeg, rule.metadata),
+        "png" if strips => chunks::strip_png(bytes, meta.orientation).map(|bytes| (bytes, vec!["metadata"])),
+        "webp" if strips => chunks::strip_webp(bytes, meta.orientation).map(|bytes| (bytes, vec!["metadata"])),
+        _ => None,
+    };
+    // The promise is held for every single picture: same pixels, same orientation, or no change.
+    if let Some((changed, done)) = changed
+        && let Ok((new_meta, new_picture)) = read_image(&changed, limits)
+        && new_picture == picture
+        && new_meta.orientation == meta.orientation
+    {
+        let stored = Stored::changed(changed, Facts::Image(new_meta), &done.join("+"));
+        return Ok(Stored { picture: Some(picture), ..stored });
+    }
+    Ok(Stored { picture: Some(picture), ..Stored::as_is(facts) })
+}
+
+fn video(
+    bytes: &[u8],
+    rules: &MediaRules,
+    limits: &MediaLimits,
+    accept: &mut Accept<'_>,
+) -> Result<Vec<Stored>, Refusal> {
+    // Samples are copied byte for byte, so it is enough to decode what will be stored.
+    let remuxed = match rules.normalise.video {
+        VideoRule::Remux => remux::remux(bytes, limits).ok().filter(|remuxed| remuxed != bytes),
+        VideoRule::Keep => None,
+    };
+    let decoded = remuxed.and_then(|remuxed| read_video(&remuxed, limits).ok().map(|meta| (remuxed, meta)));
+    let (meta, remuxed) = match decoded {
+        Some((remuxed, meta)) => (meta, Some(remuxed)),
+        None => (read_video(bytes, limits).map_err(refusal)?, None),
+    };
+    let facts = Facts::Video(meta.clone());
+    accept(&facts)?;
+    let Some(rule) = &rules.clip else {
+        return Ok(vec![match remuxed {
+            Some(remuxed) => Stored::changed(remuxed, facts, "remux"),
+            None => Stored::as_is(facts),
+        }]);
+    };
+    let clips = clips::cut(remuxed.as_deref().unwrap_or(bytes), &meta, rule, limits).map_err(refusal)?;
+    let stored = clips.into_iter().map(|cut| {
+        let meta = read_video(&cut.bytes, limits).map_err(refusal)?;
+        let stored = Stored::changed(cut.bytes, Facts::Video(meta), "clip");
+        Ok(Stored { window_idx: Some(cut.window_idx), ..stored })
+    });
+    stored.collect()
+}
+
+fn audio(bytes: &[u8], rules: &MediaRules, limits: &MediaLimits, accept: &mut Accept<'_>) -> Result<Stored, Refusal> {
+    let (meta, waveform) = read_audio(bytes, limits).map_err(refusal)?;
+    let facts = Facts::Audio(meta);
+    accept(&facts)?;
+    if !rules.flac {
+        return Ok(Stored::as_is(facts));
+    }
+    let coded = flac::to_flac(waveform).map_err(refusal)?;
+    let (meta, _) = read_audio(&coded, limits).map_err(refusal)?;
+    Ok(Stored::changed(coded, Facts::Audio(meta), "flac"))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,124 @@
+//! Shards of every past version stay readable: `tests/golden/shards` holds a small store of each.
+#![cfg_attr(feature = "cli", expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do"))]
+#![cfg(feature = "cli")]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use arrow::array::AsArray;
+use imp_schemas::record::{column, media_column};
+use imp_schemas::shard::Digest;
+use imp_schemas::shard_reader::ShardReader;
+use imp_schemas::store::Store;
+use imp_schemas::version::Format;
+
+fn golden() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/shards")
+}
+
+/// The versions that have a fixture.
+fn versions() -> Vec<String> {
+    let entries = std::fs::read_dir(golden()).unwrap().map(Result::unwrap).filter(|e| e.path().is_dir());
+    let mut versions: Vec<String> = entries.map(|e| e.file_name().into_string().unwrap()).collect();
+    versions.sort();
+    versions
+}
+
+/// A copy of a fixture that a test may write to.
+fn copy(version: &str) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let mut open = vec![golden().join(version)];
+    while let Some(from) = open.pop() {
+        for entry in std::fs::read_dir(&from).unwrap().map(Result::unwrap) {
+            let to = folder.path().join(entry.path().strip_prefix(golden().join(version)).unwrap());
+            if entry.path().is_dir() {
+                std::fs::create_dir_all(&to).unwrap();
+                open.push(entry.path());
+            } else {
+                std::fs::create_dir_all(to.parent().unwrap()).unwrap();
+                std::fs::copy(entry.path(), &to).unwrap();
+            }
+        }
+    }
+    folder
+}
+
+fn imp_shards(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_imp-shards")).args(arguments).output().unwrap()
+}
+
+/// Every row's medium has the digest that its row says; gives the number of rows.
+fn read_every_row(store: &Store, corpus: &str) -> u64 {
+    let manifest = store.manifest(corpus).unwrap().manifest;
+    let mut n_rows = 0;
+    for entry in &manifest.shards {
+        let reader = ShardReader::open(store, corpus, entry).unwrap();
+        for batch in reader.read_all(&[column::DIGEST, media_column(manifest.kind)]).unwrap() {
+            let digests = batch.column_by_name(column::DIGEST).unwrap().as_string::<i32>();
+            let media = batch.column_by_name(media_column(manifest.kind)).unwrap().as_struct();
+            let bytes = media.column_by_name(column::MEDIA_BYTES).unwrap().as_binary::<i32>();
+            for row in 0..batch.num_rows() {
+                assert_eq!(Digest::of(bytes.value(row)).0, digests.value(row), "{corpus}, row {row} of its batch");
+            }
+            n_rows += batch.num_rows() as u64;
+        }
+    }
+    assert_eq!(n_rows, manifest.n_records, "{corpus}");
+    n_rows
+}
+
+#[test]
+fn every_row_of_every_past_version_is_read_by_this_build() {
+    assert_eq!(versions()[0], "1.0");
+    for version in versions() {
+        let folder = copy(&version);
+        let store = Store::open(folder.path().to_str().unwrap()).unwrap();
+        let corpora = store.corpora().unwrap();
+        assert_eq!(corpora, ["world-audio", "world-image", "world-video"], "{version}");
+        for corpus in &corpora {
+            let manifest = store.manifest(corpus).unwrap().manifest;
+            assert_eq!(manifest.schema_version.to_string(), version, "{corpus}");
+            assert!(read_every_row(&store, corpus) >= 4, "{version}: {corpus}");
+        }
+    }
+}
+
+#[test]
+fn the_check_has_nothing_against_a_past_version() {
+    for version in versions() {
+        let folder = copy(&version);
+        let store = folder.path().to_str().unwrap();
+        let done = imp_shards(&["check", "--store", store, "--decode", "all"]);
+        let text = String::from_utf8_lossy(&done.stdout);
+        assert_eq!(done.status.code(), Some(0), "{version}: {text}{}", String::from_utf8_lossy(&done.stderr));
+    }
+}
+
+#[test]
+fn an_upgraded_store_is_of_this_version_and_clean_and_still_shows_what_it_was() {
+    for version in versions() {
+        let folder = copy(&version);
+        let url = folder.path().to_str().unwrap();
+        let store = Store::open(url).unwrap();
+        for corpus in store.corpora().unwrap() {
+            let before = store.manifest(&corpus).unwrap();
+            let done = imp_shards(&["upgrade", "--store", url, &corpus]);
+            assert!(done.status.success(), "{corpus}: {}", String::from_utf8_lossy(&done.stderr));
+            let after = store.manifest(&corpus).unwrap();
+            assert_eq!(after.manifest.schema_version, Format::Shard.current(), "{corpus}");
+            assert_eq!(after.manifest.n_records, before.manifest.n_records, "{corpus}");
+            assert_eq!(read_every_row(&store, &corpus), before.manifest.n_records, "{corpus}");
+            // No record came, went or changed; the snapshot of before is as it was.
+            let diff = imp_shards(&["diff", "--store", url, &corpus, "--from", "1", "--json"]);
+            let diff: serde_json::Value = serde_json::from_slice(&diff.stdout).unwrap();
+            for what in ["n_added", "n_removed", "n_changed"] {
+                assert_eq!(diff["records"][what], 0, "{version}: {corpus}: {what}");
+            }
+            assert_eq!(store.snapshot(&corpus, before.version).unwrap(), before);
+            let again = imp_shards(&["upgrade", "--store", url, &corpus]);
+            assert!(String::from_utf8_lossy(&again.stdout).contains("nothing to do"), "{corpus}");
+        }
+        let done = imp_shards(&["check", "--store", url, "--decode", "all", "--orphan-hours", "0"]);
+        assert_eq!(done.status.code(), Some(0), "{version}: {}", String::from_utf8_lossy(&done.stdout));
+    }
+}
