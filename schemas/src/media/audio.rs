@@ -174,7 +174,7 @@ fn heard_of_opus(bytes: &[u8], lead_in: usize, n_decoded: usize, last_packet: &[
         }
         let missing = n_heard.saturating_sub(n_decoded);
         // Streams that were cut out of a longer one begin late; those that lack pages in the middle are damaged.
-        if missing > 0 && missing < n_decoded && first_ogg_granule(bytes).is_some_and(|g| g <= opus::RATE as u64) {
+        if missing > 0 && missing < n_decoded && first_ogg_granule(bytes).is_none_or(|g| g <= u64::from(opus::RATE)) {
             let detail =
                 format!("{n_decoded} samples of {n_heard} that the last page says: pages are damaged or missing");
             return Err(MediaError::Corrupt { detail });
