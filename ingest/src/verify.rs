@@ -159,3 +159,88 @@ fn check_size(corpus: &CorpusConfig, facts: &Facts) -> Result<(), Refusal> {
         _ => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::Arc;
+
+    use image::RgbImage;
+    use imp_schemas::run_file::RunFile;
+    use testkit::media::{mp4_bytes, png_bytes};
+
+    use super::*;
+    use crate::config::{IngestConfig, TokenizerSpec};
+    use crate::corpus::Place;
+
+    /// What becomes of `media` and `captions` under the rules of a `[[ingest.corpus]]` table.
+    fn check(kind: &str, rules: &str, media: &[u8], captions: &[&str]) -> Result<Vec<Record>, Refusal> {
+        let text = format!(
+            "store = \"s\"\nrun = \"r\"\n[[ingest.corpus]]\nname = \"a\"\nkind = \"{kind}\"\npath = \"x\"\n{rules}\n"
+        );
+        let file: RunFile = toml::from_str(&text).unwrap();
+        let config = IngestConfig::of(&file, Path::new("run.toml")).unwrap();
+        let words: Vec<String> = captions.iter().map(|&c| c.to_owned()).collect();
+        let tokenizer = CaptionTokenizer::train(&TokenizerSpec::default(), &mut words.clone().into_iter()).unwrap();
+        let medium = Place::File { file: Arc::from(Path::new("x")), offset: 0, len: media.len() as u64 };
+        let planned = Planned {
+            key: "k".to_owned(),
+            source: "x".to_owned(),
+            row: 0,
+            listed_in: None,
+            captions: words,
+            label_id: None,
+            medium,
+        };
+        verify(&config.corpora[0], &tokenizer, &planned, media.to_vec()).map_err(|(refusal, bytes)| {
+            assert_eq!(bytes, media);
+            refusal
+        })
+    }
+
+    fn picture(width: u32, height: u32) -> RgbImage {
+        RgbImage::from_fn(width, height, |x, y| image::Rgb([(x * 3) as u8, (y * 5) as u8, 90]))
+    }
+
+    #[test]
+    fn captions_that_break_a_rule_are_dropped_and_the_record_with_the_last() {
+        let media = png_bytes(&picture(40, 30)).unwrap();
+        let rules = "clean = { caption = { min_words = 3 } }";
+        let record = check("image-text", rules, &media, &["a red dog", "dog", "two red dogs run"]).unwrap().remove(0);
+        assert_eq!(record.captions, ["a red dog", "two red dogs run"]);
+        assert_eq!((record.tokens.len(), record.findings.len()), (2, 1));
+        assert_eq!(record.findings[0].rule, "caption.min_words");
+        let (reason, detail) = check("image-text", rules, &media, &["dog", "cat"]).unwrap_err();
+        assert_eq!(reason, RejectReason::CaptionRule);
+        assert!(detail.contains("`dog` has 1 words"), "{detail}");
+        let dry = "clean = { dry = true, max_aspect = 1.1, caption = { min_words = 3 } }";
+        let record = check("image-text", dry, &media, &["dog"]).unwrap().remove(0);
+        let found: Vec<&str> = record.findings.iter().map(|finding| finding.rule).collect();
+        assert_eq!((record.captions, found), (vec!["dog".to_owned()], vec!["caption.min_words", "max_aspect"]));
+    }
+
+    #[test]
+    fn what_a_record_says_of_its_medium_is_true_of_the_bytes_that_are_stored() {
+        let media = png_bytes(&picture(400, 300)).unwrap();
+        let rules = "reencode = { shorter_side = 30 }\nclean = { near = { picture_bits = 6, caption_jaccard = 0.9 } }";
+        let record = check("image-text", rules, &media, &["a red dog"]).unwrap().remove(0);
+        let Facts::Image(facts) = &record.facts else { panic!() };
+        assert_eq!((facts.width, facts.height, facts.format), (40, 30, "jpeg"));
+        assert_eq!((record.digest, record.normalised.as_deref()), (Digest::of(&record.media), Some("reencode")));
+        assert!(record.picture_hash.is_some() && record.caption_sketch.is_some());
+        let record = check("image-text", "", &media, &["a red dog"]).unwrap().remove(0);
+        assert_eq!((&record.media, record.normalised, record.key_suffix.as_str()), (&media, None, ""));
+        assert!(record.picture_hash.is_none() && record.caption_sketch.is_none());
+    }
+
+    #[test]
+    fn clips_have_keys_of_their_own_and_the_captions_of_their_film() {
+        let frames: Vec<RgbImage> = (0..20).map(|i| picture(64 + 2 * (i / 40), 48)).collect();
+        let media = mp4_bytes(&frames, 10.0).unwrap();
+        let rules = "clip = { seconds = 1.0, stride_seconds = 1.0 }";
+        let records = check("video-text", rules, &media, &["a red dog"]).unwrap();
+        let keys: Vec<&str> = records.iter().map(|record| record.key_suffix.as_str()).collect();
+        assert_eq!(keys, ["#0000", "#0001"]);
+        assert!(records.iter().all(|record| record.captions == ["a red dog"] && record.tokens.len() == 1));
+    }
+}
