@@ -5,7 +5,7 @@
 //! Credentials, endpoint and region of S3 come from the usual `AWS_*` variables, which object_store reads.
 
 use std::future::Future;
-use std::io::Read;
+use std::io::{Read, Seek};
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
@@ -233,12 +233,30 @@ impl Store {
         if n_bytes <= PART_BYTES as u64 {
             return self.put(key, std::fs::read(path).map_err(unreadable)?.into());
         }
+        // The end of an upload whose answer is lost cannot be repeated: the upload is gone, and the object may stand. One of
+        // the right size is it, for it is named by its content; else all of it is sent again.
+        let mut n_lost = 0;
+        loop {
+            match self.put_parts(key, path, &mut file) {
+                Ok(()) => return Ok(()),
+                Err(_) if self.size(key).ok().flatten() == Some(n_bytes) => return Ok(()),
+                Err(StoreError::Write { .. }) if n_lost < MAX_LOST => {
+                    n_lost += 1;
+                    file.rewind().map_err(unreadable)?;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn put_parts(&self, key: &str, path: &Path, file: &mut std::fs::File) -> Result<(), StoreError> {
+        let unreadable = |source| StoreError::ReadFile { path: path.display().to_string(), source };
         let failed = |source| StoreError::Write { url: self.url.clone(), key: key.to_owned(), source };
         let upload = self.wait(self.inner.put_multipart(&self.path(key))).map_err(failed)?;
         let mut upload = WriteMultipart::new_with_chunk_size(upload, PART_BYTES);
         let mut part = vec![0; PART_BYTES];
         loop {
-            let n = match read_full(&mut file, &mut part) {
+            let n = match read_full(file, &mut part) {
                 Ok(n) => n,
                 Err(source) => {
                     // The parts that are there already are not an object; what could not be read is the error to tell.
