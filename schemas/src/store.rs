@@ -5,7 +5,7 @@
 //! Credentials, endpoint and region of S3 come from the usual `AWS_*` variables, which object_store reads.
 
 use std::future::Future;
-use std::io::Read;
+use std::io::{Read, Seek};
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
@@ -233,12 +233,25 @@ impl Store {
         if n_bytes <= PART_BYTES as u64 {
             return self.put(key, std::fs::read(path).map_err(unreadable)?.into());
         }
+        // The answer to the end of an upload may be lost, and the end of one that is over is an error: what counts is what stands.
+        for n_lost in 0.. {
+            match self.put_parts(key, path, &mut file) {
+                Err(StoreError::Write { .. }) if self.size(key)? == Some(n_bytes) => break,
+                Err(StoreError::Write { .. }) if n_lost < MAX_LOST => file.rewind().map_err(unreadable)?,
+                done => return done,
+            }
+        }
+        Ok(())
+    }
+
+    fn put_parts(&self, key: &str, path: &Path, file: &mut std::fs::File) -> Result<(), StoreError> {
+        let unreadable = |source| StoreError::ReadFile { path: path.display().to_string(), source };
         let failed = |source| StoreError::Write { url: self.url.clone(), key: key.to_owned(), source };
         let upload = self.wait(self.inner.put_multipart(&self.path(key))).map_err(failed)?;
         let mut upload = WriteMultipart::new_with_chunk_size(upload, PART_BYTES);
         let mut part = vec![0; PART_BYTES];
         loop {
-            let n = match read_full(&mut file, &mut part) {
+            let n = match read_full(file, &mut part) {
                 Ok(n) => n,
                 Err(source) => {
                     // The parts that are there already are not an object; what could not be read is the error to tell.
