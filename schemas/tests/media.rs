@@ -212,6 +212,103 @@ fn channels_are_mixed_to_their_mean() {
     assert!((sound.samples[0] - 0.25 / 3.0).abs() < 1e-6);
 }
 
+/// A Sun file by hand, with four bytes of comment.
+fn au(encoding: u32, channels: u32, claimed: u32, body: &[u8]) -> Vec<u8> {
+    let mut bytes = b".snd".to_vec();
+    bytes.extend([28, claimed, encoding, 8_000, channels].iter().flat_map(|n| n.to_be_bytes()));
+    bytes.extend(b"abc\0");
+    bytes.extend(body);
+    bytes
+}
+
+#[test]
+fn every_encoding_of_au_is_read_at_full_scale() {
+    let cases: [(u32, Vec<u8>); 6] = [
+        (2, vec![64]),
+        (3, (1_i16 << 14).to_be_bytes().to_vec()),
+        (4, vec![0x40, 0, 0]),
+        (5, (1_i32 << 30).to_be_bytes().to_vec()),
+        (6, 0.5_f32.to_be_bytes().to_vec()),
+        (7, 0.5_f64.to_be_bytes().to_vec()),
+    ];
+    for (encoding, half) in cases {
+        let body = half.repeat(100);
+        for claimed in [body.len() as u32, u32::MAX] {
+            let (meta, sound) = read_audio(&au(encoding, 1, claimed, &body), &LIMITS).unwrap();
+            assert_eq!((meta.sampling_rate, meta.num_samples), (8_000, 100), "encoding {encoding}");
+            assert!((sound.samples[7] - 0.5).abs() < 1e-6, "encoding {encoding}: {}", sound.samples[7]);
+        }
+    }
+    // G.711: all ones is silence in mu-law; in A-law it is 0x55 with its sign bit, one step from silence.
+    assert_eq!(read_audio(&au(1, 2, 200, &[0xFF; 200]), &LIMITS).unwrap().1.samples, [0.0; 100]);
+    let (_, a_law) = read_audio(&au(27, 1, 100, &[0xD5; 100]), &LIMITS).unwrap();
+    assert!(a_law.samples.iter().all(|s| s.abs() < 1e-3));
+    assert_eq!(reason(read_audio(&au(3, 1, 300, &[0; 200]), &LIMITS).unwrap_err()), RejectReason::Truncated);
+    assert_eq!(reason(read_audio(&au(3, 0, 200, &[0; 200]), &LIMITS).unwrap_err()), RejectReason::Corrupt);
+    assert_eq!(reason(read_audio(&au(3, 1 << 20, 200, &[0; 200]), &LIMITS).unwrap_err()), RejectReason::Corrupt);
+    assert_eq!(reason(read_audio(&au(23, 1, 200, &[0; 200]), &LIMITS).unwrap_err()), RejectReason::UnsupportedCodec);
+    for n in 0..28 {
+        assert!(read_audio(&au(3, 1, 200, &[0; 200])[..n], &LIMITS).is_err());
+    }
+}
+
+/// One page of an Ogg stream; RFC 3533, 6.
+fn ogg_page(flags: u8, granule: u64, page_idx: u32, packets: &[&[u8]]) -> Vec<u8> {
+    let mut page = b"OggS\0".to_vec();
+    page.push(flags);
+    page.extend(granule.to_le_bytes());
+    page.extend([7, page_idx, 0].iter().flat_map(|n| n.to_le_bytes()));
+    page.push(packets.len() as u8);
+    page.extend(packets.iter().map(|p| p.len() as u8));
+    page.extend(packets.concat());
+    let crc = page.iter().fold(0_u32, |crc, &byte| {
+        (0..8).fold(crc ^ (u32::from(byte) << 24), |crc, _| {
+            if crc & 0x8000_0000 == 0 { crc << 1 } else { (crc << 1) ^ 0x04C1_1DB7 }
+        })
+    });
+    page[22..26].copy_from_slice(&crc.to_le_bytes());
+    page
+}
+
+/// An Ogg Opus file of silent packets of 20 ms, that says it ends at `granule`.
+fn ogg_opus(channels: u8, n_packets: usize, granule: u64, last_flags: u8) -> Vec<u8> {
+    let mut head = b"OpusHead\x01".to_vec();
+    head.push(channels);
+    // Pre-skip 312, input rate 48 kHz, no gain, mapping family 0.
+    head.extend([0x38, 0x01, 0x80, 0xBB, 0, 0, 0, 0, 0]);
+    // CELT, fullband, 20 ms, mono or stereo, then the code of silence.
+    let packet: &[u8] = if channels == 1 { &[0xF8, 0xFF, 0xFE] } else { &[0xFC, 0xFF, 0xFE] };
+    let mut file = ogg_page(2, 0, 0, &[&head]);
+    file.extend(ogg_page(0, 0, 1, &[b"OpusTags\0\0\0\0\0\0\0\0"]));
+    file.extend(ogg_page(0, 960, 2, &[packet]));
+    file.extend(ogg_page(last_flags, granule, 3, &vec![packet; n_packets - 1]));
+    file
+}
+
+#[test]
+fn opus_begins_behind_its_lead_in_and_ends_where_the_last_page_says() {
+    for channels in [1, 2] {
+        for (granule, wanted) in [(9_600, 9_600 - 312), (9_000, 9_000 - 312)] {
+            let (meta, sound) =
+                read_audio(&ogg_opus(channels, 10, granule, 4), &LIMITS).unwrap_or_else(|e| panic!("{granule}: {e}"));
+            assert_eq!((meta.codec.as_str(), meta.sampling_rate), ("opus", 48_000));
+            assert_eq!((meta.channels, sound.samples.len()), (usize::from(channels), wanted), "{granule}");
+            assert!(sound.samples.iter().all(|s| s.abs() < 1e-3));
+        }
+    }
+    assert_eq!(reason(read_audio(&ogg_opus(1, 10, 9_600, 0), &LIMITS).unwrap_err()), RejectReason::Truncated);
+    // A page is missing in the middle, or holds packets that are not counted.
+    assert_eq!(reason(read_audio(&ogg_opus(1, 10, 12_000, 4), &LIMITS).unwrap_err()), RejectReason::Corrupt);
+    assert_eq!(reason(read_audio(&ogg_opus(1, 60, 900, 4), &LIMITS).unwrap_err()), RejectReason::Corrupt);
+    let file = ogg_opus(2, 10, 9_600, 4);
+    for n in 0..file.len() {
+        assert!(read_audio(&file[..n], &LIMITS).is_err(), "{n} of {} bytes decode", file.len());
+        let mut damaged = file.clone();
+        damaged[n] = damaged[n].wrapping_add(0x55);
+        assert!(read_audio(&damaged, &LIMITS).is_err() || n < 58, "byte {n} is changed and it decodes");
+    }
+}
+
 #[test]
 fn a_sample_that_is_no_number_is_refused() {
     for bad in [f32::NAN, f32::INFINITY] {
@@ -337,6 +434,7 @@ fn a_damaged_picture_or_sound_never_panics() {
 }
 
 #[test]
+#[cfg(not(feature = "ffmpeg"))]
 fn codecs_outside_this_build_are_named_with_a_remedy() {
     let mut hevc = mp4_bytes(&clip(2), 25.0).unwrap();
     let at = hevc.windows(4).position(|w| w == b"avc1").map(|first| {
@@ -346,5 +444,6 @@ fn codecs_outside_this_build_are_named_with_a_remedy() {
     hevc[at.unwrap()..][..4].copy_from_slice(b"hvc1");
     let error = read_video(&hevc, &LIMITS).unwrap_err();
     assert!(matches!(&error, MediaError::UnsupportedCodec { codec, .. } if codec == "hevc"), "{error}");
+    assert!(error.to_string().contains("--features ffmpeg"), "{error}");
     assert!(error.to_string().contains("H.264"), "{error}");
 }

@@ -66,6 +66,10 @@ fn a_progressive_jpeg_becomes_baseline_and_no_pixel_of_it_changes() {
     let colors = [ColorType::Rgb, ColorType::Luma, ColorType::Cmyk, ColorType::CmykAsYcck];
     let samplings = [SamplingFactor::F_1_1, SamplingFactor::F_2_2, SamplingFactor::F_2_1];
     for (color, sampling) in colors.into_iter().flat_map(|c| samplings.map(|s| (c, s))) {
+        // No decoder of this build reads CMYK with planes of unequal size, so none reaches this rule.
+        if color == ColorType::Cmyk && sampling != SamplingFactor::F_1_1 {
+            continue;
+        }
         for (width, height) in [(64, 48), (67, 41), (9, 130)] {
             let source = jpeg(width, height, color, |encoder| {
                 encoder.set_progressive(true);
@@ -73,10 +77,6 @@ fn a_progressive_jpeg_becomes_baseline_and_no_pixel_of_it_changes() {
                 encoder.add_app_segment(12, b"a note".to_vec()).unwrap();
             });
             let case = format!("{color:?} {sampling:?} {width}x{height}");
-            if let Err(e) = read_image(&source, &limits()) {
-                eprintln!("UNDECODABLE {case} {e}");
-                continue;
-            }
             let stored = prepared(RecordKind::ImageText, &source, &rules).remove(0);
             assert_eq!(stored.normalised.as_deref(), Some("baseline"), "{case}");
             let bytes = stored.changed.unwrap();

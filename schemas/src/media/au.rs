@@ -38,11 +38,12 @@ pub(super) fn to_wav(bytes: &[u8]) -> Result<Vec<u8>, MediaError> {
     let (Ok(channels), Ok(block), Ok(size)) = (u16::try_from(channels), u16::try_from(block), size) else {
         return Err(MediaError::Corrupt { detail: format!("an AU header of {channels} channels") });
     };
-    let mut out = b"RIFF\xFF\xFF\xFF\xFFWAVEfmt \x10\0\0\0".to_vec();
+    let mut out = b"RIFF\xFF\xFF\xFF\xFFWAVEfmt \x12\0\0\0".to_vec();
     out.reserve(samples.len() + HEADER_LEN);
     out.extend([tag, channels].iter().flat_map(|n| n.to_le_bytes()));
     out.extend([rate, rate.wrapping_mul(u32::from(block))].iter().flat_map(|n| n.to_le_bytes()));
-    out.extend([block, 8 * width as u16].iter().flat_map(|n| n.to_le_bytes()));
+    // The last is the length of an extension, without which G.711's header counts as cut.
+    out.extend([block, 8 * width as u16, 0].iter().flat_map(|n| n.to_le_bytes()));
     out.extend(b"data");
     out.extend(size.to_le_bytes());
     if encoding == 2 {

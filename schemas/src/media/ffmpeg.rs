@@ -3,11 +3,13 @@
 //! In: the bytes of a sound or a clip. Out: the same as from `audio` and `video`. Never: a file that the decoders in Rust
 //! read or found broken, half a medium, memory or pixels before they were held to the limits.
 
+mod frame;
 mod libav;
 
 use std::ops::ControlFlow;
 
-use self::libav::{Codec, Frame, Input, Kind, Packet};
+use self::frame::Frame;
+use self::libav::{Codec, Input, Kind, Packet};
 use super::audio::{AudioMeta, Sound, Waveform};
 use super::video::{Keyframe, VideoMeta};
 use super::{MediaError, MediaLimits, Picture, first_bytes, matroska, mp4, rgb};

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use arrow::array::{ArrayRef, FixedSizeBinaryArray, StringArray};
 use arrow::datatypes::{DataType, Field, Schema};
 use arrow::record_batch::RecordBatch;
+use imp_schemas::media_index::MediaPlace;
 use imp_schemas::record::column;
 use imp_schemas::shard::{manifest_key, shard_key};
 use parquet::basic::{Compression, ZstdLevel};
@@ -155,7 +156,7 @@ fn each_kind_of_bad_layout_is_found_and_named() {
 
 #[test]
 fn a_manifest_that_says_something_else_than_the_rows_is_found() {
-    let cases: [(&str, Plan, &str); 6] = [
+    let cases: [(&str, Plan, &str); 7] = [
         (
             "a range that is too narrow",
             Plan { manifest: |m| *m.shards[0].ranges.get_mut("width").unwrap() = [8.0, 7.0], ..Plan::default() },
@@ -168,6 +169,11 @@ fn a_manifest_that_says_something_else_than_the_rows_is_found() {
         ),
         ("media of other weight", Plan { manifest: |m| m.shards[0].media_bytes += 1, ..Plan::default() }, "count"),
         ("more row groups", Plan { manifest: |m| m.shards[0].n_row_groups += 1, ..Plan::default() }, "count"),
+        (
+            "an index of media that lie elsewhere",
+            Plan { media_place: Some(MediaPlace { offset: 4, len: 70 }), ..Plan::default() },
+            "media_index",
+        ),
         ("a tombstone for no row", Plan { hidden: Some(3), ..Plan::default() }, "tombstones"),
         (
             "a tokenizer that is not there",

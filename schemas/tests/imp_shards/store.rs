@@ -11,11 +11,14 @@ use arrow::array::{
 use arrow::record_batch::RecordBatch;
 use image::RgbImage;
 use imp_schemas::histogram::Histogram;
-use imp_schemas::manifest::{Manifest, RejectsEntry, ShardEntry, TokenizerEntry, TombstonesEntry};
+use imp_schemas::manifest::{Manifest, MediaIndexEntry, RejectsEntry, ShardEntry, TokenizerEntry, TombstonesEntry};
+use imp_schemas::media_index::{MediaPlace, media_index_batch};
 use imp_schemas::modality::RecordKind;
 use imp_schemas::record::{column, huggingface_features, media_fields, record_schema};
 use imp_schemas::reject::{RejectReason, reject_schema};
-use imp_schemas::shard::{Digest, footer, manifest_key, rejects_key, shard_key, tokenizer_key, tombstones_key};
+use imp_schemas::shard::{
+    Digest, footer, manifest_key, media_index_key, rejects_key, shard_key, tokenizer_key, tombstones_key,
+};
 use imp_schemas::tombstone::{Tombstone, tombstone_batch};
 use imp_schemas::version::Format;
 use parquet::arrow::ArrowWriter;
@@ -49,6 +52,8 @@ pub struct Plan {
     pub manifest: fn(&mut Manifest),
     /// Row that a tombstone hides.
     pub hidden: Option<u64>,
+    /// What the index of media says of every row.
+    pub media_place: Option<MediaPlace>,
     pub snapshot: u64,
     pub caption: &'static str,
 }
@@ -70,6 +75,7 @@ impl Default for Plan {
             batch: |batch| batch,
             manifest: |_| {},
             hidden: None,
+            media_place: None,
             snapshot: 1,
             caption: "a small picture",
         }
@@ -269,7 +275,7 @@ pub fn write_into(folder: &Path, plan: &Plan) {
         shards: vec![entry],
         rejects: vec![RejectsEntry { digest: rejects_digest, n_rows: 1 }],
         tombstones,
-        media_index: None,
+        media_index: plan.media_place.map(|place| media_index(folder, place, media.len())),
         runs: Vec::new(),
         n_rejected,
         broken_rules: BTreeMap::new(),
@@ -292,6 +298,13 @@ fn tombstones(folder: &Path, shard: &Digest, row: u64) -> TombstonesEntry {
     let digest = Digest::of(&bytes);
     put(folder, &tombstones_key(CORPUS, &digest), &bytes);
     TombstonesEntry { digest, n_rows: 1 }
+}
+
+fn media_index(folder: &Path, place: MediaPlace, n_rows: usize) -> MediaIndexEntry {
+    let bytes = table(&media_index_batch(&vec![place; n_rows]).unwrap());
+    let digest = Digest::of(&bytes);
+    put(folder, &media_index_key(CORPUS, &digest), &bytes);
+    MediaIndexEntry { digest, n_rows: n_rows as u64 }
 }
 
 /// A table with one reject, whose texts would be a page's undoing if it did not escape them.

@@ -164,10 +164,7 @@ fn public_sounds_become_flac_of_the_same_length() {
         assert!((facts.duration - meta.duration).abs() < 1e-3, "{}", name(&path));
         (before, after, n) = (before + bytes.len(), after + stored.changed.unwrap().len(), n + 1);
     }
-    let cost = started.elapsed().as_secs_f64() / seconds * 1e3;
-    eprintln!(
-        "{n} sounds: {before} bytes before, {after} after; {cost:.2} ms a second of sound, decoding thrice included"
-    );
+    assert!(n >= 40 && after < before, "{n} sounds, {before} bytes before, {after} after");
 }
 
 #[test]

@@ -41,7 +41,7 @@ Kinds of findings:
   manifest missing_object missing_shard size digest unreadable        objects that are not what their names say
   version footer schema types null                                    what a reader relies on
   row_group pages encoding bloom                                      what a random read costs
-  count statistics tombstones rejects                                 the manifest against the rows
+  count statistics tombstones rejects media_index                     the manifest against the rows
   key duplicate_key split media media_digest caption tokens label     rows
   decode planning                                                     media that were decoded (--decode)
   old_snapshot orphan                                                 beside the newest snapshot";

@@ -63,6 +63,8 @@ pub(crate) fn run(url: &str, corpus: &str, dry_run: bool) -> Result<(), ShardsEr
         renamed.insert(std::mem::replace(&mut manifest.shards[i], entry.clone()).digest, entry.digest);
     }
     manifest.tombstones = rename_tombstones(&store, &manifest, &renamed)?;
+    // It names shards as they were; a snapshot of shards from before there was one has none.
+    manifest.media_index = None;
     manifest.histograms = histograms;
     // It leads into shards that are no longer the snapshot's.
     manifest.media_index = manifest.media_index.filter(|_| n_old == 0);

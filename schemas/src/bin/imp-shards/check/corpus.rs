@@ -7,6 +7,7 @@ use arrow::array::AsArray;
 use bytes::Bytes;
 use imp_schemas::histogram::Histogram;
 use imp_schemas::manifest::Manifest;
+use imp_schemas::media_index::MediaPlace;
 use imp_schemas::shard::{Digest, rejects_key, tokenizer_key, tombstones_key};
 use imp_schemas::store::{Snapshot, Store, StoreError};
 use imp_schemas::tombstone::Hidden;
@@ -27,6 +28,8 @@ pub(crate) struct Corpus<'a> {
     pub probe_every: u64,
     pub n_decoded: u64,
     pub hidden: Hidden,
+    /// Of every row of the shards, in their order; `None` if the snapshot has no index of its media.
+    pub places: Option<Vec<MediaPlace>>,
     /// Of every row, hidden ones included, as the manifest counts them.
     pub histograms: BTreeMap<String, Histogram>,
 }
@@ -61,7 +64,8 @@ pub(crate) fn check(
         Probe::Sample(n) => manifest.n_records.div_ceil(n).max(1),
     };
     let (keys, histograms) = (HashSet::new(), BTreeMap::new());
-    let mut corpus = Corpus { store, name, manifest, keys, probe_every, n_decoded: 0, hidden, histograms };
+    let places = check_media_index(store, manifest, findings)?;
+    let mut corpus = Corpus { store, name, manifest, keys, probe_every, n_decoded: 0, hidden, places, histograms };
     let bar = super::bar(name, n_bytes);
     let mut first_row = 0;
     for entry in &manifest.shards {
@@ -197,6 +201,23 @@ fn check_tombstones(store: &Store, manifest: &Manifest, findings: &mut Findings)
         }
     }
     Ok(hidden)
+}
+
+/// The index of media, if it is as long as the shards have rows; its places are held to the rows one by one.
+fn check_media_index(
+    store: &Store,
+    manifest: &Manifest,
+    findings: &mut Findings,
+) -> Result<Option<Vec<MediaPlace>>, ShardsError> {
+    match store.media_places(manifest) {
+        Ok(places) => Ok(places),
+        Err(error @ (StoreError::NotFound { .. } | StoreError::Table { .. })) => {
+            let remedy = "ingest the corpus again; the shards are not affected";
+            findings.push("media_index", format!("{}/indexes", manifest.corpus), chain(&error), remedy);
+            Ok(None)
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 fn count_reasons(bytes: Bytes) -> Result<BTreeMap<String, u64>, parquet::errors::ParquetError> {

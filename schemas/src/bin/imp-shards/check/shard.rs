@@ -1,6 +1,7 @@
 //! One shard: its bytes, its footer, its rows.
 
 use imp_schemas::manifest::ShardEntry;
+use imp_schemas::media_index::MediaPlace;
 use imp_schemas::record::{column, huggingface_features, record_schema};
 use imp_schemas::shard::{Digest, footer, shard_key};
 use imp_schemas::shard_reader::{ShardReadError, ShardReader};
@@ -307,12 +308,36 @@ impl Window<'_> {
                 let found = format!("its media have digest {}…, the `digest` column says {digest:.12}…", found.short());
                 findings.push("media_digest", here.as_str(), found, AGAIN);
             }
-            if corpus.probe_every > 0 && row.is_multiple_of(corpus.probe_every) {
+            let place = corpus.places.as_ref().and_then(|places| places.get(row as usize)).copied();
+            let is_probed = corpus.probe_every > 0 && row.is_multiple_of(corpus.probe_every);
+            self.check_place(corpus, place, bytes, is_probed, &here, findings)?;
+            if is_probed {
                 corpus.n_decoded += 1;
                 decode::check(&self.rows, i, kind, bytes, &here, findings)?;
             }
         }
         Ok(n_bytes)
+    }
+
+    /// The index names the bytes of the medium; those of a probed row are read where it says.
+    fn check_place(
+        &self,
+        corpus: &Corpus<'_>,
+        place: Option<MediaPlace>,
+        bytes: &[u8],
+        is_probed: bool,
+        here: &str,
+        findings: &mut Findings,
+    ) -> Result<(), ShardsError> {
+        let Some(MediaPlace { offset, len }) = place else { return Ok(()) };
+        let is_there = len == bytes.len() as u64
+            && (!is_probed || corpus.store.get_range(self.key, offset..offset.saturating_add(len))? == bytes);
+        if !is_there {
+            let found =
+                format!("the index says bytes {offset}..{}, which are not its medium", offset.saturating_add(len));
+            findings.push("media_index", here, found, "ingest the corpus again; the shards are not affected");
+        }
+        Ok(())
     }
 
     /// Captions, tokens and labels.
