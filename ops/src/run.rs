@@ -3,9 +3,9 @@
 //! In: a run file. Out: shards, checkpoints, scores, a report; every command printed as it can be repeated. Never: does
 //! the work of a step itself, goes on after a step failed.
 
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::io::IsTerminal;
 use std::time::Instant;
 
 use imp_schemas::store::Store;
