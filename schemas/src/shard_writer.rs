@@ -2,11 +2,12 @@
 //!
 //! In: record batches of the contract's schema, in row order. Out: the bytes of a Parquet file on disk, its digest, and where
 //! its footer lies. The layout is that of a store of media: one row per page for large blobs, so that a random row is one small
-//! read; words and numbers compressed; planning columns before the medium. Memory holds a row group, the file grows on disk.
+//! read; words and numbers compressed; planning columns before the medium. Memory holds a few rows, all else is on disk.
 //! Never: a timestamp, a machine's name, the file read again.
 //! Source: DATA-PLANE.md 8.3 and 8.8.
 
 mod places;
+mod spill;
 
 use std::collections::HashMap;
 use std::io::{BufWriter, Write};
@@ -15,6 +16,7 @@ use std::sync::Arc;
 use arrow::record_batch::RecordBatch;
 use bytes::Bytes;
 use parquet::arrow::ArrowWriter;
+use parquet::arrow::arrow_writer::ArrowWriterOptions;
 use parquet::basic::{Compression, Encoding, ZstdLevel};
 use parquet::errors::ParquetError;
 use parquet::file::metadata::{KeyValue, ParquetMetaData};
@@ -80,7 +82,10 @@ impl ShardWriter {
         // `datasets` shows a picture as one only by what stands here.
         let features = HashMap::from([(footer::HUGGINGFACE.to_owned(), huggingface_features(head.kind))]);
         let schema = Arc::new(record_schema(head.kind).as_ref().clone().with_metadata(features));
-        let inner = ArrowWriter::try_new(ShardFile::create()?, schema, Some(properties(head)))?;
+        let spill = spill::SpillMedia { path: [media_column(head.kind), column::MEDIA_BYTES] };
+        let options =
+            ArrowWriterOptions::new().with_properties(properties(head)).with_page_store_factory(Arc::new(spill));
+        let inner = ArrowWriter::try_new_with_options(ShardFile::create()?, schema, options)?;
         Ok(Self { inner })
     }
 
