@@ -94,6 +94,17 @@ fn the_first_frame_of_a_gif_is_its_picture() {
 }
 
 #[test]
+fn a_gif_frame_larger_than_its_screen_is_refused_before_it_is_held() {
+    // Found by fuzzing: a screen of one pixel, and a frame of 61,697 x 61,937 that took 15 GB to hold.
+    let mut gif = b"GIF87a\x01\0\x01\0\0\0\0,\0\0\0\0".to_vec();
+    gif.extend([0x01, 0xF1, 0xF1, 0xF1, 0x80, 0, 0, 0, 255, 255, 255, 2, 2, 0x44, 0x01, 0, b';']);
+    let start = std::time::Instant::now();
+    assert_eq!(reason(read_image(&gif, &LIMITS).unwrap_err()), RejectReason::Corrupt);
+    // Filling that frame takes seconds.
+    assert!(start.elapsed().as_secs_f64() < 1.0);
+}
+
+#[test]
 fn every_exif_orientation_is_undone() {
     let picture = slope(48, 32);
     for number in 1..=8_u8 {

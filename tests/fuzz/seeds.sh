@@ -4,7 +4,7 @@ set -euo pipefail
 data="$(realpath "${1:?give the folder with audio/ image/ video/ bad/}")"
 cd "$(dirname "$0")"
 
-# Below this size, or libFuzzer spends its time copying.
+# Larger files cost libFuzzer more time than they teach it.
 limit="${2:-100k}"
 
 # Copies the files of some folders under names of their contents, so that a second run adds nothing.

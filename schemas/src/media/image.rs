@@ -55,7 +55,15 @@ fn decode(bytes: &[u8], limits: &MediaLimits) -> Result<(ImageMeta, Picture), Me
         Format::WebP => {
             finish(image::codecs::webp::WebPDecoder::new(Cursor::new(bytes)).map_err(broken)?, "webp", limits)
         }
-        Format::Gif => finish(image::codecs::gif::GifDecoder::new(Cursor::new(bytes)).map_err(broken)?, "gif", limits),
+        Format::Gif => {
+            let mut decoder = image::codecs::gif::GifDecoder::new(Cursor::new(bytes)).map_err(broken)?;
+            let (width, height) = decoder.dimensions();
+            // A frame has a size of its own, which may be any beside the screen's.
+            let mut alloc = Limits::no_limits();
+            alloc.max_alloc = Some(4 * u64::from(width) * u64::from(height) + (1 << 20));
+            decoder.set_limits(alloc).map_err(broken)?;
+            finish(decoder, "gif", limits)
+        }
         Format::Bmp => finish(image::codecs::bmp::BmpDecoder::new(Cursor::new(bytes)).map_err(broken)?, "bmp", limits),
     }
 }
