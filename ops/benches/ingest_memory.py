@@ -2,9 +2,10 @@
 
     python3 ops/benches/ingest_memory.py --work target/bench-memory [--program target/release/imp-ingest]
 
-In: nothing; the JPEGs are one small picture with comments that differ, so that records and not pixels are counted. Out: a JSON line
-for every number of records: peak resident MiB (wait4, of the whole process), seconds, records per CPU second. The config is
-the same for all of them. Only the standard library is used.
+In: nothing; the JPEGs are one small picture with comments that differ, so that records and not pixels are counted. Out: a
+JSON line for every number of records: peak resident MiB (wait4, of the whole process), seconds, records per CPU second. The
+config is the same for all of them, with budgets so small that the smallest corpus fills them: what is above that must not
+grow. Only the standard library is used.
 """
 import argparse
 import io
@@ -28,7 +29,8 @@ CONFIG = """store = "store"
 run = "run"
 [ingest]
 workers = 2
-memory_mib = 512
+memory_mib = 256
+shard_mib = 16
 [[ingest.corpus]]
 name = "small"
 kind = "image-text"
@@ -59,7 +61,7 @@ def main():
     parser.add_argument("--work", type=pathlib.Path, required=True, help="folder for corpora and outputs, emptied after each")
     parser.add_argument("--program", type=pathlib.Path, default=pathlib.Path("target/release/imp-ingest"))
     parser.add_argument("--records", type=int, nargs="+", default=[1_000, 10_000, 100_000])
-    parser.add_argument("--bytes", type=int, default=8_000, help="of a medium, about")
+    parser.add_argument("--bytes", type=int, default=60_000, help="of a medium, about")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     filler, program = os.urandom(args.bytes), args.program.resolve()
