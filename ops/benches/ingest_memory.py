@@ -49,7 +49,7 @@ def write_tars(folder, n, per_tar, filler):
     for first in range(0, n, per_tar):
         with tarfile.open(folder / f"{first // per_tar:05d}.tar", "w") as tar:
             for index in range(first, min(first + per_tar, n)):
-                for ending, body in (("jpg", picture(index, filler)), ("txt", f"picture {index}".encode())):
+                for ending, body in (("jpg", picture(index, filler)), ("txt", f"a picture of shape {index % 97} beside shape {index % 89}".encode())):
                     member = tarfile.TarInfo(f"{index:09d}.{ending}")
                     member.size = len(body)
                     tar.addfile(member, io.BytesIO(body))
