@@ -5,7 +5,6 @@
 
 use std::time::{Duration, Instant};
 
-use imp_schemas::shard_writer::ROW_GROUP_BYTES;
 use serde::Serialize;
 
 use crate::config::{CorpusConfig, IngestConfig};
@@ -24,6 +23,9 @@ const SAMPLE: usize = 256;
 const SAMPLE_UNITS: usize = 8;
 /// Bytes of an object that is put as one; larger ones go up in parts of this size.
 const PART_BYTES: u64 = 8 << 20;
+/// Rows that are laid out as columns and as pages; parts of a shard that go up. Both as seen on shards of photographs.
+const WRITER_BYTES: u64 = 12 << 20;
+const UPLOAD_BYTES: u64 = 20 << 20;
 
 /// What is expected of one corpus.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -38,8 +40,6 @@ pub struct CorpusEstimate {
     /// Bytes of shards that will be written.
     pub shard_bytes: u64,
     pub n_shards: u64,
-    /// Media of the largest row group, which is held while it is written.
-    pub row_group_bytes: u64,
     /// Requests to the store: puts of shards (or parts), tables, commits, manifest; gets and lists of commits.
     pub n_store_requests: u64,
     /// Requests to hosts of media.
@@ -56,7 +56,7 @@ pub struct Estimate {
     pub corpora: Vec<CorpusEstimate>,
     pub n_workers: usize,
     pub hours: f64,
-    /// Bytes that a worker holds at its peak: what reading and verifying the sample took, and a row group.
+    /// Bytes that a worker holds at its peak: what reading and verifying the sample took, and what writing takes.
     pub memory_bytes: u64,
 }
 
@@ -87,8 +87,9 @@ pub fn estimate(config: &IngestConfig, progress: &mut Progress) -> Result<Estima
         }
     }
     let hours = corpora.iter().map(|corpus| corpus.hours).sum();
-    let row_group = corpora.iter().map(|corpus| corpus.row_group_bytes).max().unwrap_or(0);
-    let memory_bytes = peak_so_far().map_or(config.memory_bytes, |peak| peak + row_group + row_group / 8);
+    let has_parts = corpora.iter().any(|corpus| corpus.shard_bytes / corpus.n_shards.max(1) > PART_BYTES);
+    let writing = WRITER_BYTES + if has_parts { UPLOAD_BYTES } else { 0 };
+    let memory_bytes = peak_so_far().map_or(config.memory_bytes, |peak| peak + writing);
     Ok(Estimate { corpora, n_workers: config.workers, hours, memory_bytes })
 }
 
@@ -224,8 +225,6 @@ impl Sample {
             n_rejected: (n_inputs - n_records).round() as u64,
             input_bytes: (n_readable * mean_bytes).round() as u64,
             shard_bytes: shard_bytes.round() as u64,
-            row_group_bytes: (kept_bytes / n_units.max(1) as f64 / self.n_splits.max(1) as f64)
-                .min(ROW_GROUP_BYTES as f64) as u64,
             n_shards: n_shards.round() as u64,
             n_store_requests: n_store_requests.round() as u64,
             n_media_requests: (self.n_urls as f64 * by_unit).round() as u64,

@@ -21,7 +21,7 @@ use testkit::world::{self, Scale};
 
 const CORPORA: [&str; 3] = ["world-image", "world-video", "world-audio"];
 /// Moments at which all workers are killed; the feature `long-tests` takes the whole count that the promise is made for.
-const N_KILLS: usize = if cfg!(feature = "long-tests") { 200 } else { 30 };
+const N_KILLS: usize = if cfg!(feature = "long-tests") { 200 } else { 15 };
 const MAX_WORKERS: usize = 3;
 
 /// A small world and a run file that cuts it into many units.
@@ -140,7 +140,7 @@ fn workers_killed_at_any_moment_leave_the_bytes_of_an_undisturbed_run() {
         }
         round += 1;
     }
-    assert!(round > 2, "{round} rounds, {n_kills} kills");
+    assert!(round > 1, "{round} rounds, {n_kills} kills");
     println!("{n_kills} kills in {round} rounds of {n_runs} runs, {:.1} s", started.elapsed().as_secs_f64());
     assert!(started.elapsed() < Duration::from_secs(1200));
 }
