@@ -15,7 +15,7 @@ mod remux;
 mod shrink;
 
 use imp_schemas::media::{
-    AudioMeta, ImageMeta, MediaError, MediaLimits, Picture, VideoMeta, read_audio, read_image, read_video,
+    AudioMeta, ImageMeta, MediaError, MediaLimits, Picture, VideoMeta, check_audio, read_audio, read_image, read_video,
 };
 use imp_schemas::modality::RecordKind;
 
@@ -147,14 +147,15 @@ fn video(
 }
 
 fn audio(bytes: &[u8], rules: &MediaRules, limits: &MediaLimits, accept: &mut Accept<'_>) -> Result<Stored, Refusal> {
-    let (meta, waveform) = read_audio(bytes, limits).map_err(refusal)?;
-    let facts = Facts::Audio(meta);
-    accept(&facts)?;
     if !rules.flac {
+        let facts = Facts::Audio(check_audio(bytes, limits).map_err(refusal)?);
+        accept(&facts)?;
         return Ok(Stored::as_is(facts));
     }
+    let (meta, waveform) = read_audio(bytes, limits).map_err(refusal)?;
+    accept(&Facts::Audio(meta))?;
     let coded = flac::to_flac(waveform).map_err(refusal)?;
-    let (meta, _) = read_audio(&coded, limits).map_err(refusal)?;
+    let meta = check_audio(&coded, limits).map_err(refusal)?;
     Ok(Stored::changed(coded, Facts::Audio(meta), "flac"))
 }
 

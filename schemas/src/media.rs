@@ -19,7 +19,7 @@ mod wav;
 
 use crate::reject::RejectReason;
 
-pub use audio::{AudioMeta, Waveform, read_audio};
+pub use audio::{AudioMeta, Waveform, check_audio, read_audio};
 pub use image::{ImageMeta, read_image};
 pub use video::{Keyframe, VideoMeta, read_frames, read_video};
 

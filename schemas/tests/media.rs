@@ -5,7 +5,9 @@
 use std::io::Cursor;
 
 use image::{DynamicImage, ExtendedColorType, ImageEncoder, ImageFormat, Rgb, RgbImage, Rgba, RgbaImage};
-use imp_schemas::media::{MediaError, MediaLimits, Picture, read_audio, read_frames, read_image, read_video};
+use imp_schemas::media::{
+    MediaError, MediaLimits, Picture, check_audio, read_audio, read_frames, read_image, read_video,
+};
 use imp_schemas::reject::RejectReason;
 use testkit::media::{flac_bytes, jpeg_bytes, mp4_bytes, png_bytes, wav_bytes, webp_bytes};
 
@@ -46,6 +48,18 @@ fn encoded(image: DynamicImage, format: ImageFormat) -> Vec<u8> {
     let mut bytes = Cursor::new(Vec::new());
     image.write_to(&mut bytes, format).unwrap();
     bytes.into_inner()
+}
+
+#[test]
+fn checking_a_sound_says_what_reading_it_says() {
+    let whole = flac_bytes(&tone(9_000), 16_000).unwrap();
+    let wav = wav_bytes(&tone(5_000), 8_000).unwrap();
+    for bytes in [&whole[..], &whole[..whole.len() / 2], &wav, &wav[..300], b"no sound"] {
+        let read = read_audio(bytes, &LIMITS).map(|(meta, _)| meta);
+        assert_eq!(check_audio(bytes, &LIMITS), read);
+    }
+    let few = MediaLimits { max_samples: 4_000, ..LIMITS };
+    assert!(matches!(check_audio(&wav, &few), Err(MediaError::TooLarge { .. })));
 }
 
 #[test]

@@ -49,17 +49,29 @@ const RATES: std::ops::RangeInclusive<u32> = 1_000..=768_000;
 /// # Errors
 /// See [`MediaError`]; a video without a sound track is [`MediaError::UnsupportedCodec`].
 pub fn read_audio(bytes: &[u8], limits: &MediaLimits) -> Result<(AudioMeta, Waveform), MediaError> {
+    decode(bytes, limits, true)
+}
+
+/// Decodes a sound as [`read_audio`] does and keeps none of it: memory is that of a packet, however long the sound.
+///
+/// # Errors
+/// As [`read_audio`].
+pub fn check_audio(bytes: &[u8], limits: &MediaLimits) -> Result<AudioMeta, MediaError> {
+    decode(bytes, limits, false).map(|(meta, _)| meta)
+}
+
+fn decode(bytes: &[u8], limits: &MediaLimits, keeps: bool) -> Result<(AudioMeta, Waveform), MediaError> {
     if bytes.is_empty() {
         return Err(MediaError::Empty);
     }
-    let read = caught(|| read_here(bytes, limits));
+    let read = caught(|| read_here(bytes, limits, keeps));
     #[cfg(feature = "ffmpeg")]
-    let read = super::or_system(read, || super::ffmpeg::read_audio(bytes, limits));
+    let read = super::or_system(read, || super::ffmpeg::read_audio(bytes, limits, keeps));
     read
 }
 
 /// By the decoders in Rust.
-fn read_here(bytes: &[u8], limits: &MediaLimits) -> Result<(AudioMeta, Waveform), MediaError> {
+fn read_here(bytes: &[u8], limits: &MediaLimits, keeps: bool) -> Result<(AudioMeta, Waveform), MediaError> {
     if let Some(codec) = known_but(bytes) {
         return Err(unsupported(codec));
     }
@@ -72,7 +84,7 @@ fn read_here(bytes: &[u8], limits: &MediaLimits) -> Result<(AudioMeta, Waveform)
     let (track_id, n_claimed) = (track.id, track.num_frames);
     let mut decoder = Decoder::new(params)?;
     let codec = decoder.codec;
-    let mut sound = Sound { rate: 0, channels: 0, samples: Vec::new(), limits };
+    let mut sound = Sound::new(limits, keeps);
     let mut interleaved: Vec<f32> = Vec::new();
     let mut n_packets = 0_u64;
     let mut last_packet = Box::default();
@@ -92,7 +104,7 @@ fn read_here(bytes: &[u8], limits: &MediaLimits) -> Result<(AudioMeta, Waveform)
         last_packet = packet.data;
     }
     if let Some(lead_in) = decoder.opus_lead_in {
-        sound.samples.truncate(heard_of_opus(bytes, lead_in, sound.samples.len(), &last_packet)?);
+        sound.truncate(heard_of_opus(bytes, lead_in, sound.n_samples, &last_packet)?);
     }
     sound.finish(codec, n_claimed, bytes)
 }
@@ -244,17 +256,30 @@ fn open(bytes: &[u8]) -> Result<Box<dyn FormatReader + '_>, MediaError> {
 pub(super) struct Sound<'l> {
     pub rate: u32,
     pub channels: usize,
-    pub samples: Vec<f32>,
-    pub limits: &'l MediaLimits,
+    /// Per channel, so far.
+    n_samples: usize,
+    /// Empty if none are kept.
+    samples: Vec<f32>,
+    keeps: bool,
+    limits: &'l MediaLimits,
 }
 
-impl Sound<'_> {
+impl<'l> Sound<'l> {
+    pub(super) fn new(limits: &'l MediaLimits, keeps: bool) -> Self {
+        Self { rate: 0, channels: 0, n_samples: 0, samples: Vec::new(), keeps, limits }
+    }
+
+    fn truncate(&mut self, n_samples: usize) {
+        self.n_samples = self.n_samples.min(n_samples);
+        self.samples.truncate(n_samples);
+    }
+
     pub(super) fn push(&mut self, rate: u32, channels: usize, interleaved: &[f32]) -> Result<(), MediaError> {
         let corrupt = |detail: String| Err(MediaError::Corrupt { detail });
         if interleaved.is_empty() || channels == 0 {
             return Ok(());
         }
-        if self.samples.is_empty() {
+        if self.n_samples == 0 {
             (self.rate, self.channels) = (rate, channels);
         }
         if (rate, channels) != (self.rate, self.channels) {
@@ -264,12 +289,16 @@ impl Sound<'_> {
         if !RATES.contains(&rate) {
             return corrupt(format!("the sampling rate is {rate} Hz, wanted {} to {}", RATES.start(), RATES.end()));
         }
-        let found = self.samples.len() as u64 * channels as u64 + interleaved.len() as u64;
+        let found = self.n_samples as u64 * channels as u64 + interleaved.len() as u64;
         if found > self.limits.max_samples {
             return Err(MediaError::TooLarge { what: "samples of the sound", found, limit: self.limits.max_samples });
         }
         if let Some(at) = interleaved.iter().position(|s| !s.is_finite()) {
-            return corrupt(format!("sample {} is {}", self.samples.len() + at / channels, interleaved[at]));
+            return corrupt(format!("sample {} is {}", self.n_samples + at / channels, interleaved[at]));
+        }
+        self.n_samples += interleaved.len() / channels;
+        if !self.keeps {
+            return Ok(());
         }
         if channels == 1 {
             self.samples.extend_from_slice(interleaved);
@@ -286,7 +315,7 @@ impl Sound<'_> {
         n_claimed: Option<u64>,
         bytes: &[u8],
     ) -> Result<(AudioMeta, Waveform), MediaError> {
-        let num_samples = self.samples.len() as u64;
+        let num_samples = self.n_samples as u64;
         if num_samples == 0 {
             return Err(MediaError::Corrupt { detail: "the file holds no samples".to_owned() });
         }

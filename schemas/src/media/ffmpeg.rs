@@ -15,9 +15,9 @@ use super::video::{Keyframe, VideoMeta};
 use super::{MediaError, MediaLimits, Picture, first_bytes, matroska, mp4, rgb};
 
 /// Decodes a sound, or the sound track of a video, whole.
-pub(super) fn read_audio(bytes: &[u8], limits: &MediaLimits) -> Result<(AudioMeta, Waveform), MediaError> {
+pub(super) fn read_audio(bytes: &[u8], limits: &MediaLimits, keeps: bool) -> Result<(AudioMeta, Waveform), MediaError> {
     let mut track = Track::open(bytes, Kind::Sound, limits)?;
-    let mut sound = Sound { rate: 0, channels: 0, samples: Vec::new(), limits };
+    let mut sound = Sound::new(limits, keeps);
     let mut interleaved = Vec::new();
     track.decode(&mut |_| Ok(()), &mut |frame| {
         let (rate, channels) = frame.samples(&mut interleaved)?;

@@ -1,6 +1,6 @@
 //! One medium: decodes it and holds it to its planning columns.
 
-use imp_schemas::media::{MediaLimits, read_audio, read_image, read_video};
+use imp_schemas::media::{MediaLimits, check_audio, read_image, read_video};
 use imp_schemas::modality::RecordKind;
 use imp_schemas::record::column;
 
@@ -27,7 +27,7 @@ pub(crate) fn check(
                 (column::NUM_FRAMES, meta.num_frames as i64),
             ]
         }),
-        RecordKind::AudioText => read_audio(bytes, &limits).map(|(meta, _)| {
+        RecordKind::AudioText => check_audio(bytes, &limits).map(|meta| {
             vec![
                 (column::SAMPLING_RATE, i64::from(meta.sampling_rate)),
                 (column::CHANNELS, meta.channels as i64),
