@@ -18,6 +18,7 @@ use imp_schemas::media::{
     AudioMeta, ImageMeta, MediaError, MediaLimits, Picture, VideoMeta, check_audio, read_audio, read_image, read_video,
 };
 use imp_schemas::modality::RecordKind;
+use imp_schemas::reject::RejectReason;
 
 use self::config::{MediaRules, MetadataRule, VideoRule};
 use crate::text::Refusal;
@@ -137,6 +138,11 @@ fn video(
             None => Stored::as_is(facts),
         }]);
     };
+    if meta.codec != "h264" {
+        // Others may open a group of pictures with frames that need the group before: a clip would lose them.
+        let detail = format!("`clip` cuts H.264 at its keyframes, this film is {}; re-encode it first", meta.codec);
+        return Err((RejectReason::UnsupportedCodec, detail));
+    }
     let clips = clips::cut(remuxed.as_deref().unwrap_or(bytes), &meta, rule, limits).map_err(refusal)?;
     let stored = clips.into_iter().map(|cut| {
         let meta = read_video(&cut.bytes, limits).map_err(refusal)?;
