@@ -34,6 +34,7 @@ fuzz_target!(|bytes: &[u8]| {
         index_offset: 0,
         n_row_groups: 1,
         media_bytes: 0,
+        n_deleted: 0,
         ranges: BTreeMap::new(),
     };
     let key = shard_key(CORPUS, &entry.digest);
