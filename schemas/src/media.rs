@@ -10,6 +10,8 @@ mod ffmpeg;
 mod flac;
 mod h264;
 pub mod image;
+mod jpeg;
+pub mod libjpeg;
 mod matroska;
 pub mod mp4;
 mod opus;

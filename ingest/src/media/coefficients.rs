@@ -5,22 +5,15 @@
 //! libjpeg only warns of is an error.
 
 use std::mem::MaybeUninit;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
+use imp_schemas::media::libjpeg::{self, Refused};
 use mozjpeg_sys::{
     JCP_FASTEST, JINT_COMPRESS_PROFILE, JPEG_LIB_VERSION, boolean, c_int, c_ulong, jpeg_CreateCompress,
-    jpeg_CreateDecompress, jpeg_c_set_int_param, jpeg_common_struct, jpeg_compress_struct,
-    jpeg_copy_critical_parameters, jpeg_decompress_struct, jpeg_destination_mgr, jpeg_destroy_compress,
-    jpeg_destroy_decompress, jpeg_error_mgr, jpeg_finish_compress, jpeg_finish_decompress, jpeg_mem_src,
-    jpeg_read_coefficients, jpeg_read_header, jpeg_std_error, jpeg_write_coefficients,
+    jpeg_CreateDecompress, jpeg_c_set_int_param, jpeg_compress_struct, jpeg_copy_critical_parameters,
+    jpeg_decompress_struct, jpeg_destination_mgr, jpeg_destroy_compress, jpeg_destroy_decompress, jpeg_error_mgr,
+    jpeg_finish_compress, jpeg_finish_decompress, jpeg_mem_src, jpeg_read_coefficients, jpeg_read_header,
+    jpeg_write_coefficients,
 };
-
-/// libjpeg refused the file; its number for why, -1 for a warning.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Refused(pub(super) i32);
-
-/// What a callback unwinds with.
-struct Unwound(i32);
 
 /// Codes the scans of `bytes` anew as one baseline scan.
 ///
@@ -29,11 +22,7 @@ struct Unwound(i32);
 pub(super) fn to_baseline(bytes: &[u8]) -> Result<Vec<u8>, Refused> {
     let mut out = Vec::with_capacity(bytes.len() + bytes.len() / 8);
     // Both structs are freed when the closure is left, by return or by unwinding.
-    let result = catch_unwind(AssertUnwindSafe(|| transcode(bytes, &mut out)));
-    match result {
-        Ok(()) => Ok(out),
-        Err(cause) => Err(Refused(cause.downcast_ref::<Unwound>().map_or(-2, |unwound| unwound.0))),
-    }
+    libjpeg::guarded(|| transcode(bytes, &mut out)).map(|()| out)
 }
 
 /// libjpeg's decompressor at an address that stays, freed when it is dropped.
@@ -78,7 +67,7 @@ fn transcode(bytes: &[u8], out: &mut Vec<u8>) {
     // zeroes are valid, as its own initialisation relies on. Callbacks unwind, which the C code allows: it is compiled with
     // unwind tables (feature `unwinding`), and its functions are declared `C-unwind`.
     unsafe {
-        let mut source = Source { errors: errors(), info: Box::new(MaybeUninit::zeroed()) };
+        let mut source = Source { errors: Box::new(libjpeg::errors()), info: Box::new(MaybeUninit::zeroed()) };
         let src = source.info.assume_init_mut();
         src.common.err = &mut *source.errors;
         jpeg_CreateDecompress(src, JPEG_LIB_VERSION, size_of::<jpeg_decompress_struct>());
@@ -87,7 +76,7 @@ fn transcode(bytes: &[u8], out: &mut Vec<u8>) {
         let coefficients = jpeg_read_coefficients(src);
 
         let mut target =
-            Target { errors: errors(), sink: Box::new(Sink::new()), info: Box::new(MaybeUninit::zeroed()) };
+            Target { errors: Box::new(libjpeg::errors()), sink: Box::new(Sink::new()), info: Box::new(MaybeUninit::zeroed()) };
         let dst = target.info.assume_init_mut();
         dst.common.err = &mut *target.errors;
         jpeg_CreateCompress(dst, JPEG_LIB_VERSION, size_of::<jpeg_compress_struct>());
@@ -102,30 +91,6 @@ fn transcode(bytes: &[u8], out: &mut Vec<u8>) {
         jpeg_finish_compress(dst);
         jpeg_finish_decompress(src);
         std::mem::swap(out, &mut target.sink.out);
-    }
-}
-
-fn errors() -> Box<jpeg_error_mgr> {
-    // SAFETY: a table of function pointers that may be null, numbers and pointers: zeroes are valid, and libjpeg fills it.
-    let mut errors: Box<jpeg_error_mgr> = Box::new(unsafe { std::mem::zeroed() });
-    // SAFETY: it only writes its defaults into the table.
-    unsafe { jpeg_std_error(&mut errors) };
-    errors.error_exit = Some(on_error);
-    errors.emit_message = Some(on_message);
-    errors
-}
-
-/// libjpeg cannot go on. Not a panic: no hook is called, nothing is printed.
-unsafe extern "C-unwind" fn on_error(info: &mut jpeg_common_struct) {
-    // SAFETY: libjpeg calls this with the struct whose error manager we set.
-    let code = unsafe { (*info.err).msg_code };
-    resume_unwind(Box::new(Unwound(code)));
-}
-
-/// Level -1 is a warning: libjpeg went on with data that are not right. Higher levels are traces.
-unsafe extern "C-unwind" fn on_message(_: &mut jpeg_common_struct, level: c_int) {
-    if level < 0 {
-        resume_unwind(Box::new(Unwound(-1)));
     }
 }
 

@@ -7,12 +7,8 @@ use std::io::Cursor;
 
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageError, Limits, RgbImage};
-use zune_jpeg::JpegDecoder;
-use zune_jpeg::errors::DecodeErrors;
-use zune_jpeg::zune_core::bytestream::ZCursor;
-use zune_jpeg::zune_core::colorspace::ColorSpace;
-use zune_jpeg::zune_core::options::DecoderOptions;
 
+use super::jpeg::read_jpeg;
 use super::{MediaError, MediaLimits, Picture, caught, first_bytes};
 
 /// What the planning columns say about a picture.
@@ -99,7 +95,7 @@ fn format_of(bytes: &[u8]) -> Result<Format, MediaError> {
     }
 }
 
-fn check_size(width: u64, height: u64, limits: &MediaLimits) -> Result<(), MediaError> {
+pub(super) fn check_size(width: u64, height: u64, limits: &MediaLimits) -> Result<(), MediaError> {
     if width == 0 || height == 0 {
         return Err(MediaError::Corrupt { detail: format!("the header says {width} x {height} pixels") });
     }
@@ -134,11 +130,11 @@ fn finish(
     Ok(upright(over_white(image), format, false, orientation))
 }
 
-fn orientation_of(exif: Option<&[u8]>) -> Orientation {
+pub(super) fn orientation_of(exif: Option<&[u8]>) -> Orientation {
     exif.and_then(Orientation::from_exif_chunk).unwrap_or(Orientation::NoTransforms)
 }
 
-fn upright(rgb: RgbImage, format: &'static str, progressive: bool, orientation: Orientation) -> (ImageMeta, Picture) {
+pub(super) fn upright(rgb: RgbImage, format: &'static str, progressive: bool, orientation: Orientation) -> (ImageMeta, Picture) {
     let exif_number = orientation.to_exif();
     let rgb = if orientation == Orientation::NoTransforms {
         rgb
@@ -181,128 +177,6 @@ fn broken(error: ImageError) -> MediaError {
             let detail = error.to_string();
             let cut = ["unexpected end of file", "UnexpectedEof", "failed to fill whole buffer", "unexpected EOF"];
             if cut.iter().any(|c| detail.contains(c)) {
-                MediaError::Truncated { detail }
-            } else {
-                MediaError::Corrupt { detail }
-            }
-        }
-    }
-}
-
-fn read_jpeg(bytes: &[u8], limits: &MediaLimits) -> Result<(ImageMeta, Picture), MediaError> {
-    let frame = walk_jpeg(bytes)?;
-    check_size(frame.width, frame.height, limits)?;
-    // Every 8 × 8 block of brightness takes at least one bit, so a header that promises more than 512 pixels a byte lies.
-    if frame.width * frame.height / 512 > bytes.len() as u64 {
-        let detail = format!("{} x {} pixels cannot be in {} bytes", frame.width, frame.height, bytes.len());
-        return Err(MediaError::Truncated { detail });
-    }
-    // Strict, because the lenient mode fills what is missing with grey and says nothing.
-    let options = DecoderOptions::default()
-        .set_strict_mode(true)
-        .set_max_width(u16::MAX as usize)
-        .set_max_height(u16::MAX as usize)
-        .jpeg_set_out_colorspace(ColorSpace::RGB);
-    let mut decoder = JpegDecoder::new_with_options(ZCursor::new(frame.tidied.as_deref().unwrap_or(bytes)), options);
-    decoder.decode_headers().map_err(broken_jpeg)?;
-    let orientation = orientation_of(decoder.exif().map(Vec::as_slice));
-    let (width, height) = (frame.width as usize, frame.height as usize);
-    let mut rgb = decoder.decode().map_err(broken_jpeg)?;
-    if decoder.output_colorspace() == Some(ColorSpace::Luma) {
-        rgb = rgb.iter().flat_map(|&y| [y, y, y]).collect();
-    }
-    let n_values = rgb.len();
-    let rgb = RgbImage::from_raw(width as u32, height as u32, rgb).ok_or_else(|| MediaError::Corrupt {
-        detail: format!("{n_values} values decoded, {width} x {height} x 3 wanted"),
-    })?;
-    Ok(upright(rgb, "jpeg", frame.progressive, orientation))
-}
-
-struct JpegFrame {
-    width: u64,
-    height: u64,
-    progressive: bool,
-    /// The file without the bytes that stood between its segments, which the strict decoder refuses.
-    tidied: Option<Vec<u8>>,
-}
-
-/// Walks the markers from SOI to EOI: gives the frame header, and knows whether the file was cut.
-fn walk_jpeg(bytes: &[u8]) -> Result<JpegFrame, MediaError> {
-    let cut = |what: &str| MediaError::Truncated { detail: format!("a JPEG that ends {what}") };
-    let mut frame: Option<JpegFrame> = None;
-    let mut in_scan = false;
-    let mut segments: Vec<std::ops::Range<usize>> = Vec::new();
-    let mut at = 2;
-    loop {
-        // In a scan, and between segments of untidy files, everything up to the next marker is passed over.
-        let step = bytes.get(at..).and_then(|rest| rest.iter().position(|&b| b == 0xFF));
-        let place = if in_scan { "inside its scan, without an end marker" } else { "before its first scan" };
-        at += step.ok_or_else(|| cut(place))? + 1;
-        let marker = *bytes.get(at).ok_or_else(|| cut(place))?;
-        match marker {
-            // A stuffed zero, a restart marker, a lone SOI or TEM carry no length; a fill byte starts over.
-            0x00 | 0x01 | 0xD0..=0xD8 => at += 1,
-            0xFF => {}
-            0xD9 => break,
-            _ => {
-                let length = bytes.get(at + 1..at + 3).ok_or_else(|| cut("inside a segment"))?;
-                let length = usize::from(u16::from_be_bytes([length[0], length[1]]));
-                let segment = bytes.get(at + 3..at + 1 + length.max(2)).ok_or_else(|| cut("inside a segment"))?;
-                // SOF0 to SOF15 without DHT, JPG and DAC, which share the range.
-                if matches!(marker, 0xC0..=0xCF) && !matches!(marker, 0xC4 | 0xC8 | 0xCC) && frame.is_none() {
-                    frame = Some(frame_header(marker, segment)?);
-                }
-                if !in_scan {
-                    segments.push(at - 1..at + 1 + length.max(2));
-                }
-                in_scan |= marker == 0xDA;
-                at += 1 + length.max(2);
-            }
-        }
-    }
-    let Some(mut frame) = frame.filter(|_| in_scan) else {
-        return Err(MediaError::Corrupt { detail: "a JPEG without a frame and a scan".to_owned() });
-    };
-    let end_of_headers = segments.last().map_or(2, |s| s.end);
-    if segments.iter().map(ExactSizeIterator::len).sum::<usize>() + 2 != end_of_headers {
-        let mut tidied = vec![0xFF, 0xD8];
-        tidied.extend(segments.iter().flat_map(|s| &bytes[s.clone()]));
-        tidied.extend(&bytes[end_of_headers..]);
-        frame.tidied = Some(tidied);
-    }
-    Ok(frame)
-}
-
-fn frame_header(marker: u8, segment: &[u8]) -> Result<JpegFrame, MediaError> {
-    let &[precision, h1, h0, w1, w0, ..] = segment else {
-        return Err(MediaError::Corrupt { detail: "a JPEG frame header of less than 5 bytes".to_owned() });
-    };
-    let unsupported = |codec: &str| MediaError::UnsupportedCodec {
-        codec: codec.to_owned(),
-        remedy: "convert it to baseline or progressive JPEG before ingest",
-    };
-    match marker {
-        0xC0..=0xC2 if precision == 8 => {}
-        0xC0..=0xC2 => return Err(unsupported("jpeg with 12-bit samples")),
-        0xC9 | 0xCA => return Err(unsupported("jpeg with arithmetic coding")),
-        _ => return Err(unsupported("lossless or hierarchical jpeg")),
-    }
-    let (width, height) = (u64::from(u16::from_be_bytes([w1, w0])), u64::from(u16::from_be_bytes([h1, h0])));
-    Ok(JpegFrame { width, height, progressive: marker == 0xC2, tidied: None })
-}
-
-fn broken_jpeg(error: DecodeErrors) -> MediaError {
-    match error {
-        DecodeErrors::ExhaustedData => {
-            MediaError::Truncated { detail: "a JPEG that ends before its last row".to_owned() }
-        }
-        DecodeErrors::Unsupported(what) => MediaError::UnsupportedCodec {
-            codec: format!("jpeg ({what:?})"),
-            remedy: "convert it to baseline or progressive JPEG before ingest",
-        },
-        other => {
-            let detail = format!("{other:?}");
-            if detail.contains("Premature") || detail.contains("IoErrors") {
                 MediaError::Truncated { detail }
             } else {
                 MediaError::Corrupt { detail }
