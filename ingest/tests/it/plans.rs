@@ -35,7 +35,6 @@ fn medium(side: u32, seed: u32, odd: u32) -> Vec<u8> {
 fn near(what: &str, planned: u64, found: u64) {
     let off = (planned as f64 - found as f64).abs() / found.max(1) as f64;
     assert!(off <= TOLERANCE, "{what}: {planned} planned, {found} found, {:.1} % off", off * 100.0);
-    eprintln!("{what}: {planned} planned, {found} found, {:.1} % off", off * 100.0);
 }
 
 /// Plans and runs `ingest` into an empty store.
@@ -48,7 +47,7 @@ fn check(name: &str, world: &World, ingest: &str) {
     let n_asked = server.take_log().len() as u64;
     near(&format!("{name}: requests"), plan.n_store_requests, n_asked);
     for (planned, done) in plan.corpora.iter().zip(&report.corpora) {
-        assert_eq!(planned.n_inputs, done.n_inputs, "{name}: inputs");
+        near(&format!("{name}: inputs"), planned.n_inputs, done.n_inputs);
         near(&format!("{name}: records"), planned.n_records, done.n_records);
         near(&format!("{name}: bytes of shards"), planned.shard_bytes, done.shard_bytes);
         near(&format!("{name}: shards"), planned.n_shards, done.n_shards as u64);
