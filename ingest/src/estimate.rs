@@ -20,9 +20,8 @@ use crate::progress::Progress;
 use crate::survey::{CaptionSpool, survey};
 use crate::tokenizer::CaptionTokenizer;
 
-/// Rows that are laid out as columns and as pages; parts of a shard that go up. Both as seen on shards of photographs.
-const WRITER_BYTES: u64 = 12 << 20;
-const UPLOAD_BYTES: u64 = 20 << 20;
+/// Parts of a large shard that are held while it goes up: one that is read, two under way.
+const PARTS_HELD: u64 = 3;
 
 /// What is expected of one corpus.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -56,7 +55,7 @@ pub struct Estimate {
     /// Those of the corpora, and one for the tokenizer.
     pub n_store_requests: u64,
     pub hours: f64,
-    /// Bytes that a worker holds at its peak: what reading and verifying the sample took, and what writing takes.
+    /// Bytes that a worker holds at its peak: what reading, verifying and packing the sample took, and what going up takes.
     pub memory_bytes: u64,
 }
 
@@ -78,26 +77,52 @@ pub fn estimate(config: &IngestConfig, progress: &mut Progress) -> Result<Estima
         Some(spool) => CaptionTokenizer::train(&config.tokenizer, &mut spool.into_captions()?)?,
         None => CaptionTokenizer::read(&config.tokenizer, &config.root)?,
     };
-    let mut corpora = Vec::new();
+    let (mut corpora, mut memory) = (Vec::new(), Memory::default());
     for (corpus, listing, surveyed, listed) in opened {
         if config.corpus_names().contains(&corpus.name.as_str()) {
             progress.note(&format!("{}: trying some records", corpus.name));
             let sample = Sample::take(config, corpus, &listing, &surveyed.classes, &tokenizer)?;
-            corpora.push(scaled(config, corpus, &listing, &sample, listed));
+            let scaled = scaled(config, corpus, &listing, &sample, listed);
+            memory.add(&scaled, sample.all_units().splits.len());
+            corpora.push(scaled);
         }
     }
     let hours = corpora.iter().map(|corpus| corpus.hours).sum();
     let n_store_requests = corpora.iter().map(|corpus| corpus.n_store_requests).sum::<u64>() + 1;
-    let has_parts = corpora.iter().any(|c| c.shard_bytes / c.n_shards.max(1) > imp_schemas::store::PART_BYTES as u64);
-    let writing = WRITER_BYTES + if has_parts { UPLOAD_BYTES } else { 0 };
-    let memory_bytes = peak_so_far().map_or(config.memory_bytes, |peak| peak + writing);
+    let memory_bytes = memory.peak_bytes().unwrap_or(config.memory_bytes);
     Ok(Estimate { corpora, n_workers: config.workers, n_store_requests, hours, memory_bytes })
 }
 
-/// The most memory that this process has held, in bytes; `None` where the system does not say.
-fn peak_so_far() -> Option<u64> {
+/// What going up adds to what the sample took.
+#[derive(Debug, Default)]
+struct Memory {
+    /// While other records of the unit are verified.
+    beside_bytes: u64,
+    /// While nothing else is done: the last shards of units.
+    alone_bytes: u64,
+}
+
+impl Memory {
+    fn add(&mut self, corpus: &CorpusEstimate, n_splits: usize) {
+        let part = imp_schemas::store::PART_BYTES as u64;
+        let shard = corpus.shard_bytes / corpus.n_shards.max(1);
+        let held = if shard > part { PARTS_HELD * part } else { shard };
+        self.alone_bytes = self.alone_bytes.max(held);
+        if corpus.n_shards > (corpus.n_units * n_splits) as u64 {
+            self.beside_bytes = self.beside_bytes.max(held);
+        }
+    }
+
+    /// `None` where the system does not say what the sample took.
+    fn peak_bytes(&self) -> Option<u64> {
+        Some((status_bytes("VmHWM:")? + self.beside_bytes).max(status_bytes("VmRSS:")? + self.alone_bytes))
+    }
+}
+
+/// A line of what the system says of this process, in bytes.
+fn status_bytes(name: &str) -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib << 10)
 }
 

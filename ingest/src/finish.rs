@@ -59,7 +59,7 @@ impl Done<'_> {
         }
         let Self { config, corpus, classes, tokenizer, journal, base, retried } = self;
         let Journal { commits, places, mut histograms } = journal;
-        let commits: Vec<UnitCommit> = commits.into_iter().flatten().collect();
+        let mut commits: Vec<UnitCommit> = commits.into_iter().flatten().collect();
         let base_manifest = base.as_ref().map(|base| &base.manifest);
         let n_new: u64 = commits.iter().map(|commit| commit.n_inputs).sum();
         if n_new == 0 && base.is_none() {
@@ -67,7 +67,7 @@ impl Done<'_> {
         }
         let mut shards: Vec<ShardEntry> = base_manifest.map_or_else(Vec::new, |m| m.shards.clone());
         let n_old_shards = shards.len();
-        shards.extend(commits.iter().flat_map(|commit| commit.shards.iter().cloned()));
+        shards.extend(commits.iter_mut().flat_map(|commit| std::mem::take(&mut commit.shards)));
         if shards.is_empty() {
             return Err(all_rejected(corpus, store, &commits, n_new)?);
         }
