@@ -168,6 +168,15 @@ impl Listing {
         }
     }
 
+    /// How much of the corpus `unit` is, to compare with other units: bytes of its files, or of what the listing says of it.
+    pub(crate) fn weight(&self, unit: usize) -> u64 {
+        match &self.body {
+            Body::Folder(listing) => listing.spool.weight(unit),
+            Body::Table(listing) => listing.spool.weight(unit),
+            Body::Containers(containers) => containers.weight(unit),
+        }
+    }
+
     /// Changes when an input of `unit` does: its names, sizes, words, and times of change or ETags. Says nothing of media
     /// behind URLs.
     pub(crate) fn identity(&self, unit: usize) -> Result<Digest, IngestError> {

@@ -1,31 +1,27 @@
 //! What a run will read, write, need and take, before it runs.
 //!
-//! In: a config. Out: an [`Estimate`]: counts are exact where a listing gives them; shares, sizes and times come
-//! from a sample of records that is read and verified as a run would. Never: writes to the store.
+//! In: a config. Out: an [`Estimate`] of a run by one worker into a store that has none of it yet: counts are exact where a
+//! listing gives them; shares, sizes and times come from a sample of records that is read, verified and packed as a run would,
+//! and requests from what the code asks for ([`requests`]). Never: writes to the store, asks it anything.
+
+mod requests;
+mod sample;
 
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
+use self::requests::{CorpusRequests, Cut, Packing};
+use self::sample::{Sample, UnitCuts};
 use crate::config::{CorpusConfig, IngestConfig};
-use crate::corpus::{Found, Listing};
+use crate::corpus::Listing;
 use crate::error::IngestError;
-use crate::pipeline::Sources;
-use crate::plan::{Classes, plan};
 use crate::progress::Progress;
 use crate::survey::{CaptionSpool, survey};
 use crate::tokenizer::CaptionTokenizer;
-use crate::{pack, pipeline};
 
-/// Records of each corpus that are tried, spread over its units.
-const SAMPLE: usize = 256;
-/// Units that the sample is taken from.
-const SAMPLE_UNITS: usize = 8;
-/// Bytes of an object that is put as one; larger ones go up in parts of this size.
-const PART_BYTES: u64 = 8 << 20;
-/// Rows that are laid out as columns and as pages; parts of a shard that go up. Both as seen on shards of photographs.
-const WRITER_BYTES: u64 = 12 << 20;
-const UPLOAD_BYTES: u64 = 20 << 20;
+/// Parts of a large shard that are held while it goes up: one that is read, two under way.
+const PARTS_HELD: u64 = 3;
 
 /// What is expected of one corpus.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -40,9 +36,10 @@ pub struct CorpusEstimate {
     /// Bytes of shards that will be written.
     pub shard_bytes: u64,
     pub n_shards: u64,
-    /// Requests to the store: puts of shards (or parts), tables, commits, manifest; gets and lists of commits.
+    /// Requests to the store that the corpus causes: puts of shards (or parts), tables, commits, index, manifest; looks for what is
+    /// there already; reads of keys. Not those for the corpora of `near.against`.
     pub n_store_requests: u64,
-    /// Requests to hosts of media.
+    /// Requests to hosts of media, repeated ones included.
     pub n_media_requests: u64,
     /// With the workers of the config, on this machine.
     pub hours: f64,
@@ -55,15 +52,17 @@ pub struct CorpusEstimate {
 pub struct Estimate {
     pub corpora: Vec<CorpusEstimate>,
     pub n_workers: usize,
+    /// Those of the corpora, and one for the tokenizer.
+    pub n_store_requests: u64,
     pub hours: f64,
-    /// Bytes that a worker holds at its peak: what reading and verifying the sample took, and what writing takes.
+    /// Bytes that a worker holds at its peak: what reading, verifying and packing the sample took, and what going up takes.
     pub memory_bytes: u64,
 }
 
 /// Estimates a run of `config`.
 ///
 /// # Errors
-/// A corpus or the tokenizer cannot be read.
+/// A corpus or the tokenizer cannot be read, or a sample cannot be packed.
 pub fn estimate(config: &IngestConfig, progress: &mut Progress) -> Result<Estimate, IngestError> {
     let mut spool = if config.tokenizer.is_trained() { Some(CaptionSpool::new()?) } else { None };
     let mut opened = Vec::new();
@@ -78,169 +77,98 @@ pub fn estimate(config: &IngestConfig, progress: &mut Progress) -> Result<Estima
         Some(spool) => CaptionTokenizer::train(&config.tokenizer, &mut spool.into_captions()?)?,
         None => CaptionTokenizer::read(&config.tokenizer, &config.root)?,
     };
-    let mut corpora = Vec::new();
+    let (mut corpora, mut memory) = (Vec::new(), Memory::default());
     for (corpus, listing, surveyed, listed) in opened {
         if config.corpus_names().contains(&corpus.name.as_str()) {
             progress.note(&format!("{}: trying some records", corpus.name));
             let sample = Sample::take(config, corpus, &listing, &surveyed.classes, &tokenizer)?;
-            corpora.push(sample.scaled(config, corpus, &listing, listed));
+            let scaled = scaled(config, corpus, &listing, &sample, listed);
+            memory.add(&scaled, sample.all_units().splits.len());
+            corpora.push(scaled);
         }
     }
     let hours = corpora.iter().map(|corpus| corpus.hours).sum();
-    let has_parts = corpora.iter().any(|corpus| corpus.shard_bytes / corpus.n_shards.max(1) > PART_BYTES);
-    let writing = WRITER_BYTES + if has_parts { UPLOAD_BYTES } else { 0 };
-    let memory_bytes = peak_so_far().map_or(config.memory_bytes, |peak| peak + writing);
-    Ok(Estimate { corpora, n_workers: config.workers, hours, memory_bytes })
+    let n_store_requests = corpora.iter().map(|corpus| corpus.n_store_requests).sum::<u64>() + 1;
+    let memory_bytes = memory.peak_bytes().unwrap_or(config.memory_bytes);
+    Ok(Estimate { corpora, n_workers: config.workers, n_store_requests, hours, memory_bytes })
 }
 
-/// The most memory that this process has held, in bytes; `None` where the system does not say.
-fn peak_so_far() -> Option<u64> {
+/// What going up adds to what the sample took.
+#[derive(Debug, Default)]
+struct Memory {
+    /// While other records of the unit are verified.
+    beside_bytes: u64,
+    /// While nothing else is done: the last shards of units.
+    alone_bytes: u64,
+}
+
+impl Memory {
+    fn add(&mut self, corpus: &CorpusEstimate, n_splits: usize) {
+        let part = imp_schemas::store::PART_BYTES as u64;
+        let shard = corpus.shard_bytes / corpus.n_shards.max(1);
+        let held = if shard > part { PARTS_HELD * part } else { shard };
+        self.alone_bytes = self.alone_bytes.max(held);
+        if corpus.n_shards > (corpus.n_units * n_splits) as u64 {
+            self.beside_bytes = self.beside_bytes.max(held);
+        }
+    }
+
+    /// `None` where the system does not say what the sample took.
+    fn peak_bytes(&self) -> Option<u64> {
+        Some((status_bytes("VmHWM:")? + self.beside_bytes).max(status_bytes("VmRSS:")? + self.alone_bytes))
+    }
+}
+
+/// A line of what the system says of this process, in bytes.
+fn status_bytes(name: &str) -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib << 10)
 }
 
-/// Units read in full, and some of their records verified.
-#[derive(Debug, Default)]
-struct Sample {
-    n_units: u64,
-    n_inputs: u64,
-    n_rejected_unread: u64,
-    n_urls: u64,
-    /// Of media whose size is known unread.
-    known_bytes: u64,
-    n_known: u64,
-    reading: Duration,
-    n_tried: u64,
-    n_kept: u64,
-    tried_bytes: u64,
-    kept_bytes: u64,
-    words_bytes: u64,
-    verifying: Duration,
-    n_splits: u64,
-}
-
-impl Sample {
-    fn take(
-        config: &IngestConfig,
-        corpus: &CorpusConfig,
-        listing: &Listing,
-        classes: &Classes,
-        tokenizer: &CaptionTokenizer,
-    ) -> Result<Self, IngestError> {
-        let mut sample = Self::default();
-        let sources = Sources::new(config);
-        let n_units = listing.n_units();
-        let step = n_units.div_ceil(SAMPLE_UNITS).max(1);
-        let units: Vec<usize> = (0..n_units).step_by(step).collect();
-        let per_unit = SAMPLE / units.len().max(1);
-        for unit in units {
-            let started = Instant::now();
-            let found: Found = listing.read(unit)?;
-            sample.n_units += 1;
-            sample.n_inputs += (found.candidates.len() + found.rejects.len()) as u64;
-            sample.n_rejected_unread += found.rejects.len() as u64;
-            let planned = plan(corpus, found, classes)?;
-            sample.reading += started.elapsed();
-            sample.n_splits = sample.n_splits.max(planned.splits.len() as u64);
-            for (_, mut records) in planned.splits {
-                for record in &records {
-                    match record.medium.len() {
-                        Some(len) => {
-                            sample.known_bytes += len;
-                            sample.n_known += 1;
-                        }
-                        None => sample.n_urls += 1,
-                    }
-                }
-                // Records stand in the order of a hash, so the first are a fair sample.
-                records.truncate(per_unit.max(1));
-                let started = Instant::now();
-                pipeline::verify_all(corpus, tokenizer, &sources, &records, &mut |planned, verified| {
-                    sample.n_tried += 1;
-                    sample.tried_bytes += planned.medium.len().unwrap_or(0);
-                    for record in verified.unwrap_or_default() {
-                        sample.n_kept += 1;
-                        sample.kept_bytes += record.media.len() as u64;
-                        let n_ids: usize = record.tokens.iter().map(Vec::len).sum();
-                        let n_letters: usize = planned.captions.iter().map(String::len).sum();
-                        // Words are compressed about threefold, keys twofold.
-                        let words = (n_ids * 4 + n_letters) / 3 + planned.key.len() / 2;
-                        let page = if record.media.len() >= OWN_PAGE { PAGE_OVERHEAD } else { 0 };
-                        sample.words_bytes += (words + ROW_OVERHEAD + page) as u64;
-                    }
-                    Ok(())
-                })?;
-                sample.verifying += started.elapsed();
-            }
-        }
-        Ok(sample)
+/// Plays the run through, unit by unit: those of the sample with what they are known to hold, the others with what units of the
+/// sample hold by their weight.
+fn scaled(
+    config: &IngestConfig,
+    corpus: &CorpusConfig,
+    listing: &Listing,
+    sample: &Sample,
+    listed: Duration,
+) -> CorpusEstimate {
+    let n_units = listing.n_units();
+    let packing =
+        Packing { shard_bytes: config.shard_bytes, row_bytes: sample.row_bytes, group_bytes: sample.group_bytes };
+    let sampled_weight: u64 = sample.units.keys().map(|&unit| listing.weight(unit)).sum();
+    let (mut all, mut requests) = (UnitCuts::default(), CorpusRequests::default());
+    for unit in 0..n_units {
+        let weight = listing.weight(unit) as f64 / sampled_weight.max(1) as f64;
+        let cuts = sample.units.get(&unit).map_or_else(|| sample.all_units().times(weight), Clone::clone);
+        let kept: Vec<Cut> = cuts.splits.values().map(|split| sample.kept_of(split)).collect();
+        requests.add_unit(&packing, &kept, sample.share_with_rejects(&cuts));
+        all.add(&cuts);
     }
-
-    fn scaled(
-        &self,
-        config: &IngestConfig,
-        corpus: &CorpusConfig,
-        listing: &Listing,
-        listed: Duration,
-    ) -> CorpusEstimate {
-        let n_units = listing.n_units();
-        let by_unit = n_units as f64 / self.n_units.max(1) as f64;
-        let n_inputs = self.n_inputs as f64 * by_unit;
-        let n_readable = n_inputs - self.n_rejected_unread as f64 * by_unit;
-        let per_tried = |n: f64| n / self.n_tried.max(1) as f64;
-        let n_records = n_readable * per_tried(self.n_kept as f64);
-        let mean_bytes = match self.n_known {
-            0 => per_tried(self.tried_bytes.max(self.kept_bytes) as f64),
-            n => self.known_bytes as f64 / n as f64,
-        };
-        // Kept media weigh what the sample's kept media weigh, corrected by how the sample's inputs weigh against all inputs.
-        let weight = if self.tried_bytes > 0 { mean_bytes / per_tried(self.tried_bytes as f64) } else { 1.0 };
-        let kept_bytes = n_readable * per_tried(self.kept_bytes as f64) * weight;
-        let shard_bytes = kept_bytes + n_readable * per_tried(self.words_bytes as f64);
-        let per_unit = shard_bytes / n_units.max(1) as f64 / self.n_splits.max(1) as f64;
-        let shards_per_unit =
-            (kept_bytes / n_units.max(1) as f64 / self.n_splits.max(1) as f64 / config.shard_bytes as f64)
-                .ceil()
-                .max(1.0);
-        let n_shards = shards_per_unit * n_units as f64 * self.n_splits.max(1) as f64;
-        let parts = (per_unit / shards_per_unit / PART_BYTES as f64).ceil();
-        let puts_per_shard = if parts > 1.0 { parts + 2.0 } else { 1.0 };
-        // A head and the puts of each shard; a get and a put of each unit's commit, a table where it has rejects; the index of
-        // media, the manifest with its listing, a share of the tokenizer.
-        // Where there are two shards or rules that need it, a footer and keys are read of each, to find duplicates.
-        let gets_per_shard = if n_shards > 1.5 || corpus.clean.near.is_some() { 2.0 } else { 0.0 };
-        let n_tables = if self.n_rejected_unread > 0 || self.n_kept < self.n_tried { n_units as f64 } else { 0.0 };
-        let n_store_requests =
-            n_shards * (1.0 + puts_per_shard + gets_per_shard) + n_units as f64 * 2.0 + n_tables + 4.0;
-        let shard_bytes = shard_bytes + n_shards * SHARD_OVERHEAD;
-        let seconds = listed.as_secs_f64()
-            + self.reading.as_secs_f64() * by_unit
-            + per_tried(self.verifying.as_secs_f64()) * n_readable * (1.0 + pack::SHARE_OF_VERIFYING);
-        CorpusEstimate {
-            corpus: corpus.name.clone(),
-            n_units,
-            n_inputs: n_inputs.round() as u64,
-            n_records: n_records.round() as u64,
-            n_rejected: (n_inputs - n_records).round() as u64,
-            input_bytes: (n_readable * mean_bytes).round() as u64,
-            shard_bytes: shard_bytes.round() as u64,
-            n_shards: n_shards.round() as u64,
-            n_store_requests: n_store_requests.round() as u64,
-            n_media_requests: (self.n_urls as f64 * by_unit).round() as u64,
-            hours: seconds / 3600.0,
-            n_sampled: self.n_tried,
-        }
+    let n_readable: f64 = all.splits.values().map(|split| split.n).sum();
+    let n_inputs = n_readable + all.n_unread;
+    let n_records = n_readable * sample.kept_share();
+    let by_unit = n_inputs / sample.all_units().n_inputs().max(1.0);
+    let seconds =
+        listed.as_secs_f64() + sample.reading.as_secs_f64() * by_unit + sample.seconds_per_tried() * n_readable;
+    CorpusEstimate {
+        corpus: corpus.name.clone(),
+        n_units,
+        n_inputs: n_inputs.round() as u64,
+        n_records: n_records.round() as u64,
+        n_rejected: (n_inputs - n_records).round() as u64,
+        input_bytes: all.splits.values().map(|split| sample.bytes_of(split)).sum::<f64>().round() as u64,
+        shard_bytes: requests.shard_bytes.round() as u64,
+        n_shards: requests.n_shards.round() as u64,
+        n_store_requests: requests.of_corpus(corpus, n_records).round() as u64,
+        n_media_requests: (all.splits.values().map(|split| split.n_urls).sum::<f64>() * sample.requests_per_url())
+            .round() as u64,
+        hours: seconds / 3600.0,
+        n_sampled: sample.n_tried,
     }
 }
-
-/// Bytes of a row beside its medium and words, compressed: digest, numbers.
-const ROW_OVERHEAD: usize = 48;
-/// Bytes of a page and its place in the index; a medium of [`OWN_PAGE`] has one of its own.
-const PAGE_OVERHEAD: usize = 64;
-const OWN_PAGE: usize = 16 << 10;
-/// Bytes of a shard that do not depend on its rows: bloom filters, footer.
-const SHARD_OVERHEAD: f64 = 28_000.0;
 
 impl std::fmt::Display for Estimate {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -261,8 +189,8 @@ impl std::fmt::Display for Estimate {
         let memory = mib(self.memory_bytes);
         write!(
             f,
-            "{:.3} h with {} verifying threads, at most {memory:.0} MiB of memory a worker",
-            self.hours, self.n_workers
+            "{:.3} h with {} verifying threads, at most {memory:.0} MiB of memory a worker, {} requests to the store",
+            self.hours, self.n_workers, self.n_store_requests
         )
     }
 }

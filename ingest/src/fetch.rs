@@ -143,6 +143,11 @@ impl Fetcher {
         })
     }
 
+    /// Requests so far: tries, redirects, the rest of broken bodies.
+    pub(crate) fn n_requests(&self) -> u64 {
+        self.shared.http.n_requests() + self.shared.buckets.n_requests()
+    }
+
     /// Gives up all that is under way: whoever waits is told at once, and so is whoever asks later.
     pub(crate) fn stop(&self) {
         self.threads.stop();

@@ -5,7 +5,6 @@
 
 mod caption_sketch;
 pub(crate) mod config;
-mod exact;
 mod near;
 mod picture_hash;
 mod tally;
@@ -13,7 +12,6 @@ mod tally;
 use imp_schemas::reject::RejectReason;
 
 pub(crate) use self::caption_sketch::caption_sketch;
-pub(crate) use self::exact::ExactIndex;
 pub(crate) use self::near::{Near, NearIndex, Sketches};
 pub(crate) use self::picture_hash::picture_hash;
 pub(crate) use self::tally::Tally;

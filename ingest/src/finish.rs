@@ -6,11 +6,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use imp_schemas::histogram::Histogram;
 use imp_schemas::manifest::{
     Manifest, MediaIndexEntry, RejectsEntry, RunEntry, ShardEntry, TokenizerEntry, TombstonesEntry,
 };
-use imp_schemas::media_index::MediaPlace;
+use imp_schemas::media_index::media_place_batches;
 use imp_schemas::reject::RejectReason;
 use imp_schemas::shard::{Digest, rejects_key};
 use imp_schemas::store::{Snapshot, Store};
@@ -20,6 +19,8 @@ use imp_schemas::version::Format;
 use crate::commit::UnitCommit;
 use crate::config::{CorpusConfig, IngestConfig};
 use crate::error::IngestError;
+use crate::journal::Journal;
+use crate::places::PlaceSpool;
 use crate::retry::Retried;
 use crate::unit::{first_of, over_budget};
 use crate::{duplicates, publish};
@@ -30,16 +31,20 @@ pub(crate) struct Done<'a> {
     pub(crate) corpus: &'a CorpusConfig,
     pub(crate) classes: Vec<String>,
     pub(crate) tokenizer: TokenizerEntry,
-    pub(crate) commits: Vec<UnitCommit>,
+    pub(crate) journal: Journal,
     /// The snapshot that is added to; `None` if the run says anew what the corpus is.
     pub(crate) base: Option<Snapshot>,
-    pub(crate) retried: Option<&'a Retried>,
+    pub(crate) retried: Option<Retried>,
 }
 
 impl Done<'_> {
+    fn commits(&self) -> impl Iterator<Item = &UnitCommit> {
+        self.journal.commits.iter().flatten()
+    }
+
     /// Files that are neither medium nor caption.
     pub(crate) fn n_ignored(&self) -> u64 {
-        self.commits.iter().map(|commit| commit.n_ignored).sum()
+        self.commits().map(|commit| commit.n_ignored).sum()
     }
 
     /// The next manifest; what it names is in the store when this returns.
@@ -52,7 +57,9 @@ impl Done<'_> {
         if let Some(base) = self.base.as_ref().filter(|base| base.manifest.runs.contains(&run)) {
             return Ok(base.manifest.clone());
         }
-        let Self { config, corpus, classes, tokenizer, commits, base, retried } = self;
+        let Self { config, corpus, classes, tokenizer, journal, base, retried } = self;
+        let Journal { commits, places, mut histograms } = journal;
+        let mut commits: Vec<UnitCommit> = commits.into_iter().flatten().collect();
         let base_manifest = base.as_ref().map(|base| &base.manifest);
         let n_new: u64 = commits.iter().map(|commit| commit.n_inputs).sum();
         if n_new == 0 && base.is_none() {
@@ -60,7 +67,7 @@ impl Done<'_> {
         }
         let mut shards: Vec<ShardEntry> = base_manifest.map_or_else(Vec::new, |m| m.shards.clone());
         let n_old_shards = shards.len();
-        shards.extend(commits.iter().flat_map(|commit| commit.shards.iter().cloned()));
+        shards.extend(commits.iter_mut().flat_map(|commit| std::mem::take(&mut commit.shards)));
         if shards.is_empty() {
             return Err(all_rejected(corpus, store, &commits, n_new)?);
         }
@@ -111,14 +118,12 @@ impl Done<'_> {
             let listed: Vec<String> = rejects.iter().map(|entry| rejects_key(&corpus.name, &entry.digest)).collect();
             return Err(over_budget(corpus, &n_rejected, all_rejected, n_inputs, &first, true, &listed, store));
         }
-        let mut histograms: BTreeMap<String, Histogram> =
-            base_manifest.map_or_else(BTreeMap::new, |m| m.histograms.clone());
-        for (name, histogram) in commits.iter().flat_map(|commit| &commit.histograms) {
+        for (name, histogram) in base_manifest.iter().flat_map(|manifest| &manifest.histograms) {
             histograms.entry(name.clone()).or_default().merge(histogram);
         }
         let mut runs = base_manifest.map_or_else(Vec::new, |m| m.runs.clone());
         runs.push(run);
-        let media_index = index_media(store, corpus, base_manifest, &mut shards, &commits)?;
+        let media_index = index_media(store, corpus, base_manifest, &mut shards, places)?;
         Ok(Manifest {
             format: Format::Manifest.current(),
             corpus: corpus.name.clone(),
@@ -143,13 +148,13 @@ impl Done<'_> {
 
     fn run_entry(&self) -> RunEntry {
         let mut hasher = blake3::Hasher::new_derive_key("imp-ingest 2026 run");
-        for commit in &self.commits {
+        for commit in self.commits() {
             hasher.update(commit.outcome().0.as_bytes());
         }
         RunEntry {
             digest: Digest(hasher.finalize().to_hex().to_string()),
-            n_inputs: self.commits.iter().map(|commit| commit.n_inputs).sum(),
-            n_shards: self.commits.iter().map(|commit| commit.shards.len() as u64).sum(),
+            n_inputs: self.commits().map(|commit| commit.n_inputs).sum(),
+            n_shards: self.commits().map(|commit| commit.shards.len() as u64).sum(),
         }
     }
 }
@@ -160,29 +165,19 @@ fn index_media(
     store: &Store,
     corpus: &CorpusConfig,
     base: Option<&Manifest>,
-    shards: &mut Vec<ShardEntry>,
-    commits: &[UnitCommit],
+    shards: &mut [ShardEntry],
+    mut places: PlaceSpool,
 ) -> Result<Option<MediaIndexEntry>, IngestError> {
-    let mut old = match base {
-        Some(manifest) => store.media_places(manifest)?,
-        None => Some(Vec::new()),
-    };
-    let mut places: Vec<Vec<MediaPlace>> = Vec::new();
-    for entry in base.iter().flat_map(|manifest| &manifest.shards) {
-        let n = usize::try_from(entry.n_rows).unwrap_or(0);
-        let of_entry = old.as_mut().map(|old| old.drain(..n.min(old.len())).collect());
-        places.push(of_entry.unwrap_or_default());
-    }
-    places.extend(commits.iter().flat_map(|commit| commit.places.iter().cloned()));
-    let mut both: Vec<(ShardEntry, Vec<MediaPlace>)> = std::mem::take(shards).into_iter().zip(places).collect();
     let rank = |split: &str| (split != crate::plan::DEFAULT_SPLIT, split.to_owned());
-    both.sort_by_cached_key(|(entry, _)| rank(&entry.split));
-    let places: Vec<MediaPlace> = both.iter().flat_map(|(_, places)| places.iter().copied()).collect();
-    *shards = both.into_iter().map(|(entry, _)| entry).collect();
-    if old.is_none() {
-        return Ok(None);
+    shards.sort_by_cached_key(|entry| rank(&entry.split));
+    if let Some(manifest) = base {
+        let Some(old) = media_place_batches(store, manifest)? else { return Ok(None) };
+        places.begin(&manifest.shards);
+        for batch in old {
+            places.push(&batch?)?;
+        }
     }
-    publish::store_media_index(store, &corpus.name, &places).map(Some)
+    publish::store_media_index(store, &corpus.name, places.index(&corpus.name, shards)?).map(Some)
 }
 
 /// Puts the table of tombstones into the store and their numbers into the shards' entries.

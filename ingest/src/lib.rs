@@ -14,6 +14,7 @@
 mod commit;
 mod config;
 mod corpus;
+mod decoding;
 mod duplicates;
 mod edit;
 mod error;
@@ -22,9 +23,11 @@ mod fetch;
 mod filter;
 mod finish;
 mod gc;
+mod journal;
 mod media;
 mod pack;
 mod pipeline;
+mod places;
 mod plan;
 mod progress;
 mod publish;
@@ -56,6 +59,7 @@ use commit::UnitCommit;
 use config::CorpusConfig;
 use corpus::Listing;
 use finish::Done;
+use journal::Journal;
 use pipeline::Sources;
 use retry::Retried;
 use survey::{CaptionSpool, Surveyed};
@@ -142,8 +146,7 @@ struct Job<'a> {
     surveyed: Surveyed,
     /// Whether the run writes it; the others only lend their captions to the tokenizer.
     is_chosen: bool,
-    /// By unit; `None` while it is another worker's to do.
-    commits: Vec<Option<UnitCommit>>,
+    journal: Journal,
     seconds: f64,
 }
 
@@ -176,8 +179,8 @@ impl<'a> Job<'a> {
             _ => None,
         };
         let listing = Listing::open(config, corpus)?;
-        let surveyed = Surveyed::default();
-        Ok(Self { config, corpus, listing, base, retried, surveyed, is_chosen, commits: Vec::new(), seconds: 0.0 })
+        let (surveyed, journal, seconds) = (Surveyed::default(), Journal::new(listing.n_units())?, 0.0);
+        Ok(Self { config, corpus, listing, base, retried, surveyed, is_chosen, journal, seconds })
     }
 
     /// Does this worker's units that nobody has done yet, then looks which units are done.
@@ -200,7 +203,6 @@ impl<'a> Job<'a> {
         let expected = self.retried.as_ref().map_or(self.surveyed.n_worded, Retried::n_inputs);
         let mut seen = Seen { n_expected: expected, ..Seen::default() };
         progress.begin(&corpus.name, n_units, expected);
-        self.commits = vec![None; n_units];
         for unit in (0..n_units).filter(|&unit| rank.does(unit)) {
             let commit = match UnitCommit::load(store, &corpus.name, &digests[unit])? {
                 Some(commit) => {
@@ -218,10 +220,12 @@ impl<'a> Job<'a> {
                 }
             };
             progress.unit_done(commit.n_inputs);
-            self.commits[unit] = Some(commit);
+            self.journal.add(unit, commit)?;
         }
         for unit in (0..n_units).filter(|&unit| !rank.does(unit)) {
-            self.commits[unit] = UnitCommit::load(store, &corpus.name, &digests[unit])?;
+            if let Some(commit) = UnitCommit::load(store, &corpus.name, &digests[unit])? {
+                self.journal.add(unit, commit)?;
+            }
         }
         progress.end();
         self.seconds = started.elapsed().as_secs_f64();
@@ -229,20 +233,20 @@ impl<'a> Job<'a> {
     }
 
     fn waits(&self) -> Option<Waiting> {
-        let n_done = self.commits.iter().flatten().count();
-        let (corpus, n_units) = (self.corpus.name.clone(), self.commits.len());
+        let (n_done, n_units) = (self.journal.n_done(), self.journal.n_units());
+        let corpus = self.corpus.name.clone();
         (n_done < n_units).then_some(Waiting { corpus, n_done, n_units })
     }
 
-    fn done(&self, tokenizer: &CaptionTokenizer) -> Done<'_> {
+    fn done(self, tokenizer: &CaptionTokenizer) -> Done<'a> {
         Done {
             config: self.config,
             corpus: self.corpus,
             classes: self.surveyed.classes.names().to_vec(),
             tokenizer: tokenizer.entry.clone(),
-            commits: self.commits.iter().flatten().cloned().collect(),
-            base: self.base.clone(),
-            retried: self.retried.as_ref(),
+            journal: self.journal,
+            base: self.base,
+            retried: self.retried,
         }
     }
 }

@@ -17,9 +17,7 @@ use imp_schemas::record::{column, record_schema};
 use imp_schemas::reject::Reject;
 use imp_schemas::shard::shard_key;
 pub(crate) use imp_schemas::shard_writer::ShardHead;
-use imp_schemas::shard_writer::{
-    ROW_GROUP_BYTES, ROW_GROUP_ROWS, ShardWriter, media_index_bytes, media_places, table_bytes,
-};
+use imp_schemas::shard_writer::{ROW_GROUP_BYTES, ROW_GROUP_ROWS, ShardWriter, media_places, table_bytes};
 use imp_schemas::store::{Store, StoreError};
 use imp_schemas::tombstone::{Tombstone, tombstone_batch};
 use tempfile::NamedTempFile;
@@ -30,8 +28,6 @@ use crate::verify::{Facts, Record};
 
 /// Who wrote it, as shards and tables say.
 pub(crate) const PROGRAM: &str = concat!("imp-ingest ", env!("CARGO_PKG_VERSION"));
-/// What writing a shard costs beside verifying its records, measured on photographs; for plans only.
-pub(crate) const SHARE_OF_VERIFYING: f64 = 0.05;
 /// Rows are laid out as columns in batches of about this size.
 const BATCH_BYTES: u64 = 4 << 20;
 const BATCH_ROWS: usize = 1024;
@@ -198,6 +194,11 @@ impl OpenShard {
 }
 
 impl SealedShard {
+    /// Words, numbers, indexes, footer.
+    pub(crate) fn n_bytes_beside_media(&self) -> u64 {
+        self.entry.n_bytes.saturating_sub(self.entry.media_bytes)
+    }
+
     /// Puts the shard under its digest; one that is there already is left alone.
     pub(crate) fn store(self, store: &Store) -> Result<StoredShard, StoreError> {
         let key = shard_key(&self.corpus, &self.entry.digest);
@@ -221,11 +222,6 @@ pub(crate) fn pack_tombstones(corpus: &str, tombstones: &[Tombstone]) -> Result<
     let batch =
         tombstone_batch(tombstones).map_err(|source| IngestError::Columns { corpus: corpus.to_owned(), source })?;
     table_bytes(PROGRAM, &batch).map_err(|source| IngestError::Shard { corpus: corpus.to_owned(), source })
-}
-
-/// The index of the media of a snapshot.
-pub(crate) fn pack_media_index(corpus: &str, places: &[MediaPlace]) -> Result<Bytes, IngestError> {
-    media_index_bytes(PROGRAM, places).map_err(|source| IngestError::Shard { corpus: corpus.to_owned(), source })
 }
 
 /// Values of the columns that a plan can prune by.

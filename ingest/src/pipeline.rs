@@ -1,11 +1,13 @@
 //! Every thread and every channel of ingest, but those that `fetch` waits on hosts with. Media stream through in row order;
-//! what is in flight is bounded in bytes.
+//! what is in flight, and what decoding holds, is bounded in bytes.
 //!
 //! ```text
 //! plan ─► read (1 thread) ──2──► verify (n threads, record i to thread i mod n) ──2──► take (the caller), in order
 //!            ▲  ▲                                                                        │
-//!        fetch  └────────────── bytes in flight ≤ half of `memory_mib` ◄─────────────────┘
+//!        fetch  └──────────── bytes in flight ≤ a quarter of `memory_mib` ◄──────────────┘
 //! ```
+//!
+//! Decoding holds another quarter at most, what hosts sent ahead an eighth; the rest is for the writer.
 //!
 //! In: planned records. Out: each one verified or refused, in the plan's order whatever the number of threads.
 
@@ -21,6 +23,7 @@ use imp_schemas::reject::{Reject, RejectReason};
 
 use crate::config::{CorpusConfig, IngestConfig};
 use crate::corpus::Place;
+use crate::decoding::bytes_to_decode;
 use crate::error::IngestError;
 use crate::fetch::Fetcher;
 use crate::plan::Planned;
@@ -29,7 +32,9 @@ use crate::tokenizer::CaptionTokenizer;
 use crate::verify::{Record, verify};
 
 /// Of the memory that a worker may hold, what media have that were read and not yet taken; one larger medium may pass alone.
-const SHARE_IN_FLIGHT: u64 = 2;
+const SHARE_IN_FLIGHT: u64 = 4;
+/// Of the same, what decoding holds on all threads together; one larger picture or sound may be decoded alone.
+const SHARE_DECODING: u64 = 4;
 /// Of the same, what media have that came from hosts before their turn.
 const SHARE_FETCHED: u64 = 8;
 /// Between two stages, per verifying thread.
@@ -58,6 +63,11 @@ impl<'a> Sources<'a> {
         }
         Ok(self.fetcher.get())
     }
+
+    /// Requests to hosts of media so far.
+    pub(crate) fn n_requests(&self) -> u64 {
+        self.fetcher.get().map_or(0, Fetcher::n_requests)
+    }
 }
 
 /// Takes what became of one input: a record, one for each clip of a film that is cut, or why it is not kept.
@@ -77,14 +87,15 @@ pub(crate) fn verify_all(
     let config = sources.config;
     let fetcher = sources.fetcher_for(records)?;
     let in_flight = InFlight { limit: config.memory_bytes / SHARE_IN_FLIGHT, ..InFlight::default() };
+    let decoding = InFlight { limit: config.memory_bytes / SHARE_DECODING, ..InFlight::default() };
     let n_workers = config.workers.min(records.len()).max(1);
     let (read_txs, read_rxs): (Vec<_>, Vec<_>) = (0..n_workers).map(|_| bounded(QUEUE)).unzip();
     let (done_txs, done_rxs): (Vec<_>, Vec<_>) = (0..n_workers).map(|_| bounded(QUEUE)).unzip();
     std::thread::scope(|scope| {
         // Dropped when this closure returns, for whatever cause: closed channels are the order to stop.
         let done_rxs: Vec<Receiver<Done>> = done_rxs;
-        let _closing = CloseOnDrop(&in_flight);
-        let in_flight = &in_flight;
+        let _closing = (CloseOnDrop(&in_flight), CloseOnDrop(&decoding));
+        let (in_flight, decoding) = (&in_flight, &decoding);
         let start = |name: String| Builder::new().name(name);
         let failed = |source| IngestError::Thread { source };
         start("ingest-read".to_owned())
@@ -96,7 +107,7 @@ pub(crate) fn verify_all(
             start(format!("ingest-verify-{worker}"))
                 .spawn_scoped(scope, move || {
                     let mine = records.iter().skip(worker).step_by(n_workers);
-                    verify_some(corpus, tokenizer, mine, &read_rx, &done_tx);
+                    verify_some(corpus, tokenizer, mine, decoding, &read_rx, &done_tx);
                 })
                 .map_err(failed)?;
         }
@@ -172,13 +183,20 @@ fn verify_some<'a>(
     corpus: &CorpusConfig,
     tokenizer: &CaptionTokenizer,
     mine: impl Iterator<Item = &'a Planned>,
+    decoding: &InFlight,
     read_rx: &Receiver<ReadMedium>,
     done_tx: &Sender<Done>,
 ) {
     for (planned, ReadMedium { n_held, bytes }) in mine.zip(read_rx) {
         let verified = match bytes {
             Ok(media) => {
-                verify(corpus, tokenizer, planned, media).map_err(|(refusal, media)| planned.reject(refusal, &media))
+                let n_decoded = bytes_to_decode(corpus, &media);
+                if !decoding.acquire(n_decoded) {
+                    return;
+                }
+                let verified = verify(corpus, tokenizer, planned, media);
+                decoding.release(n_decoded);
+                verified.map_err(|(refusal, media)| planned.reject(refusal, &media))
             }
             Err(refusal) => Err(planned.reject(refusal, &[])),
         };
@@ -222,7 +240,7 @@ fn read_file(file: &Arc<Path>, offset: u64, len: u64, limit: u64, files: &mut Ha
     Ok(bytes)
 }
 
-/// Bytes between reader and taker.
+/// Bytes that are held by several threads: those between reader and taker, or those of decoding.
 #[derive(Debug, Default)]
 struct InFlight {
     limit: u64,
@@ -237,7 +255,7 @@ struct State {
 }
 
 impl InFlight {
-    /// Waits until `n` bytes may be read; false if nobody takes any more. Records are taken in the order they were read, so
+    /// Waits until `n` bytes may be held; false if nobody takes any more. Records are taken in the order they were read, so
     /// the oldest can always go on, and a medium above the limit passes when it is alone.
     fn acquire(&self, n: u64) -> bool {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -249,7 +267,8 @@ impl InFlight {
 
     fn release(&self, n: u64) {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).n_bytes -= n;
-        self.changed.notify_one();
+        // Of those that wait, one that wants less may go on where another cannot.
+        self.changed.notify_all();
     }
 }
 

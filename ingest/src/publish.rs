@@ -5,14 +5,14 @@
 
 use bytes::Bytes;
 use imp_schemas::manifest::{Manifest, MediaIndexEntry, RejectsEntry, TombstonesEntry};
-use imp_schemas::media_index::MediaPlace;
 use imp_schemas::reject::Reject;
 use imp_schemas::shard::{Digest, manifest_key, media_index_key, rejects_key, tokenizer_key, tombstones_key};
+use imp_schemas::shard_writer::WrittenMediaIndex;
 use imp_schemas::store::{Store, StoreError};
 use imp_schemas::tombstone::Tombstone;
 
 use crate::error::IngestError;
-use crate::pack::{pack_media_index, pack_rejects, pack_tombstones};
+use crate::pack::{pack_rejects, pack_tombstones};
 use crate::report::Published;
 use crate::tokenizer::CaptionTokenizer;
 
@@ -49,16 +49,17 @@ pub(crate) fn store_tombstones(
     Ok(Some(TombstonesEntry { digest, n_rows: tombstones.len() as u64 }))
 }
 
-/// Puts the index of media beside the shards.
+/// Puts the index of media beside the shards; one that is there already is left alone.
 pub(crate) fn store_media_index(
     store: &Store,
     corpus: &str,
-    places: &[MediaPlace],
+    index: WrittenMediaIndex,
 ) -> Result<MediaIndexEntry, IngestError> {
-    let bytes = pack_media_index(corpus, places)?;
-    let digest = Digest::of(&bytes);
-    store.put_if_absent(&media_index_key(corpus, &digest), bytes)?;
-    Ok(MediaIndexEntry { digest, n_rows: places.len() as u64 })
+    let key = media_index_key(corpus, &index.digest);
+    if store.size(&key)? != Some(index.n_bytes) {
+        store.put_file(&key, index.file.path())?;
+    }
+    Ok(MediaIndexEntry { digest: index.digest, n_rows: index.n_rows })
 }
 
 /// Puts the tokenizer where all corpora of the run find it.

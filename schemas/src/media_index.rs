@@ -48,13 +48,42 @@ pub fn media_places_of(batch: &RecordBatch) -> Option<Vec<MediaPlace>> {
 }
 
 #[cfg(feature = "store")]
-pub use reading::MediaIndex;
+pub use reading::{MediaIndex, media_place_batches};
 
 #[cfg(feature = "store")]
 mod reading {
-    use super::{Arc, Bytes, MediaPlace};
-    use crate::shard::shard_key;
+    use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+
+    use super::{Arc, Bytes, MediaPlace, media_places_of};
+    use crate::manifest::{Manifest, ShardEntry};
+    use crate::shard::{media_index_key, shard_key};
     use crate::store::{Snapshot, Store, StoreError};
+
+    /// Places as they stand in the index of `manifest`, some at a time: for whoever needs each of them once. `None` if it has no
+    /// index.
+    ///
+    /// # Errors
+    /// The store failed, or the table is not what the manifest says.
+    pub fn media_place_batches(
+        store: &Store,
+        manifest: &Manifest,
+    ) -> Result<Option<impl Iterator<Item = Result<Vec<MediaPlace>, StoreError>>>, StoreError> {
+        let Some(entry) = &manifest.media_index else { return Ok(None) };
+        let (url, key) = (store.url().to_owned(), media_index_key(&manifest.corpus, &entry.digest));
+        let file = store.get_file(&key)?;
+        let broken = move |detail: String| StoreError::Table { url: url.clone(), key: key.clone(), detail };
+        let reader = ParquetRecordBatchReaderBuilder::try_new(file).map_err(|e| broken(e.to_string()))?;
+        let found = u64::try_from(reader.metadata().file_metadata().num_rows()).unwrap_or(0);
+        let wanted: u64 = manifest.shards.iter().map(|shard: &ShardEntry| shard.n_rows).sum();
+        if found != wanted {
+            return Err(broken(format!("it has {found} rows, the shards of the manifest have {wanted}")));
+        }
+        let batches = reader.build().map_err(|e| broken(e.to_string()))?;
+        Ok(Some(batches.map(move |batch| {
+            let batch = batch.map_err(|e| broken(e.to_string()))?;
+            media_places_of(&batch).ok_or_else(|| broken("columns that this build does not know".to_owned()))
+        })))
+    }
 
     /// The places of a snapshot's media, in memory: 16 bytes a record.
     #[derive(Debug, Clone)]

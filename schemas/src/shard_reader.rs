@@ -149,20 +149,29 @@ impl ShardReader {
     /// As [`ShardReader::read`].
     pub fn read_all(&self, columns: &[&str]) -> Result<Vec<RecordBatch>, ShardReadError> {
         let mut all = Vec::new();
-        for (row_group, group) in self.metadata().row_groups().iter().enumerate() {
-            let n_rows = u64::try_from(group.num_rows()).unwrap_or(0);
-            let n_bytes = u64::try_from(group.total_byte_size()).unwrap_or(0);
-            let rows_per_batch = BATCH_BYTES * n_rows.max(1) / n_bytes.max(1);
-            let batch_size = rows_per_batch.clamp(1, MAX_BATCH_ROWS) as usize;
-            let batches = self.read_selected(&[RowGroupSelection::new(row_group, None)], columns, batch_size)?;
-            let found: usize = batches.iter().map(RecordBatch::num_rows).sum();
-            let wanted = n_rows as usize;
-            if found != wanted {
-                return Err(ShardReadError::LostRows { shard: self.key.clone(), row_group, found, wanted });
-            }
-            all.extend(batches);
+        for row_group in 0..self.metadata().num_row_groups() {
+            all.extend(self.read_row_group(row_group, columns)?);
         }
         Ok(all)
+    }
+
+    /// Every row of `columns` of one row group, in batches of about 64 MiB at most.
+    ///
+    /// # Errors
+    /// As [`ShardReader::read`].
+    pub fn read_row_group(&self, row_group: usize, columns: &[&str]) -> Result<Vec<RecordBatch>, ShardReadError> {
+        let Some(group) = self.metadata().row_groups().get(row_group) else { return Ok(Vec::new()) };
+        let n_rows = u64::try_from(group.num_rows()).unwrap_or(0);
+        let n_bytes = u64::try_from(group.total_byte_size()).unwrap_or(0);
+        let rows_per_batch = BATCH_BYTES * n_rows.max(1) / n_bytes.max(1);
+        let batch_size = rows_per_batch.clamp(1, MAX_BATCH_ROWS) as usize;
+        let batches = self.read_selected(&[RowGroupSelection::new(row_group, None)], columns, batch_size)?;
+        let found: usize = batches.iter().map(RecordBatch::num_rows).sum();
+        let wanted = n_rows as usize;
+        if found != wanted {
+            return Err(ShardReadError::LostRows { shard: self.key.clone(), row_group, found, wanted });
+        }
+        Ok(batches)
     }
 
     fn read_selected(

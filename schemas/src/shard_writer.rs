@@ -25,7 +25,7 @@ use parquet::schema::types::ColumnPath;
 use tempfile::NamedTempFile;
 
 pub use self::places::media_places;
-use crate::media_index::{MediaPlace, media_index_batch};
+use crate::media_index::{MediaPlace, media_index_batch, media_index_schema};
 use crate::modality::RecordKind;
 use crate::record::{column, huggingface_features, media_column, record_schema};
 use crate::shard::{Digest, footer};
@@ -138,17 +138,59 @@ pub fn table_bytes(program: &str, batch: &RecordBatch) -> Result<Bytes, ParquetE
     Ok(Bytes::from(writer.into_inner()?))
 }
 
-/// The index of a snapshot's media as the bytes of a Parquet file.
-///
-/// # Errors
-/// The places cannot be written as Parquet.
-pub fn media_index_bytes(program: &str, places: &[MediaPlace]) -> Result<Bytes, ParquetError> {
-    let batch = media_index_batch(places)?;
-    // Offsets rise: their differences are about as long as the media.
-    let properties = common(program).set_dictionary_enabled(false).set_encoding(Encoding::DELTA_BINARY_PACKED).build();
-    let mut writer = ArrowWriter::try_new(Vec::new(), batch.schema(), Some(properties))?;
-    writer.write(&batch)?;
-    Ok(Bytes::from(writer.into_inner()?))
+/// Rows of a row group of the index of media; the writer holds one of them, about 5 bytes a row.
+const INDEX_GROUP_ROWS: usize = 1 << 17;
+
+/// The index of a snapshot's media, as it is written: on disk but for a row group.
+pub struct MediaIndexWriter {
+    inner: ArrowWriter<ShardFile>,
+    n_rows: u64,
+}
+
+/// An index of media whose bytes are final.
+#[derive(Debug)]
+pub struct WrittenMediaIndex {
+    pub file: NamedTempFile,
+    pub digest: Digest,
+    pub n_bytes: u64,
+    pub n_rows: u64,
+}
+
+impl MediaIndexWriter {
+    /// Opens an index in a temporary file.
+    ///
+    /// # Errors
+    /// The file cannot be made.
+    pub fn create(program: &str) -> Result<Self, ParquetError> {
+        // Offsets rise: their differences are about as long as the media.
+        let properties = common(program)
+            .set_dictionary_enabled(false)
+            .set_encoding(Encoding::DELTA_BINARY_PACKED)
+            .set_max_row_group_row_count(Some(INDEX_GROUP_ROWS))
+            .build();
+        let inner = ArrowWriter::try_new(ShardFile::create()?, media_index_schema(), Some(properties))?;
+        Ok(Self { inner, n_rows: 0 })
+    }
+
+    /// The next rows. How they are cut into calls may show in the bytes: cut them the same whoever writes.
+    ///
+    /// # Errors
+    /// The disk is full.
+    pub fn write(&mut self, places: &[MediaPlace]) -> Result<(), ParquetError> {
+        self.n_rows += places.len() as u64;
+        self.inner.write(&media_index_batch(places)?)
+    }
+
+    /// Writes the footer.
+    ///
+    /// # Errors
+    /// The disk is full.
+    pub fn seal(mut self) -> Result<WrittenMediaIndex, ParquetError> {
+        self.inner.finish()?;
+        // As for a shard: a finished writer does not give its file away.
+        let (file, digest, n_bytes, _) = self.inner.inner_mut().finish()?;
+        Ok(WrittenMediaIndex { file, digest, n_bytes, n_rows: self.n_rows })
+    }
 }
 
 /// The writer's name says its version; never a time.

@@ -5,7 +5,7 @@
 //! Credentials, endpoint and region of S3 come from the usual `AWS_*` variables, which object_store reads.
 
 use std::future::Future;
-use std::io::{Read, Seek};
+use std::io::{Read, Seek, Write};
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
@@ -57,12 +57,14 @@ pub enum StoreError {
     Table { url: String, key: String, detail: String },
     #[error("cannot read `{path}` to write it to the store")]
     ReadFile { path: String, source: std::io::Error },
+    #[error("cannot keep `{url}/{key}` in a temporary file")]
+    TemporaryFile { url: String, key: String, source: std::io::Error },
     #[error(transparent)]
     Manifest(#[from] ManifestError),
 }
 
-/// Bytes of a part of a large object; S3 wants at least 5 MiB.
-const PART_BYTES: usize = 8 << 20;
+/// Bytes of a part of a large object, which [`Store::put_file`] sends in parts; S3 wants at least 5 MiB.
+pub const PART_BYTES: usize = 8 << 20;
 /// Parts that are sent at once.
 const PARTS_UNDER_WAY: usize = 2;
 
@@ -181,6 +183,22 @@ impl Store {
         let path = self.path(key);
         let read = async { self.inner.get(&path).await?.bytes().await };
         self.wait(read).map_err(|source| self.read_error(key, None, source))
+    }
+
+    /// A whole object as a file of this machine without a name; memory does not grow with the object.
+    ///
+    /// # Errors
+    /// As [`Store::get`], or the disk is full.
+    pub fn get_file(&self, key: &str) -> Result<std::fs::File, StoreError> {
+        let full = |source| StoreError::TemporaryFile { url: self.url.clone(), key: key.to_owned(), source };
+        let broken = |source| self.read_error(key, None, source);
+        let mut file = tempfile::tempfile().map_err(full)?;
+        let mut chunks = self.wait(self.inner.get(&self.path(key))).map_err(broken)?.into_stream();
+        while let Some(chunk) = self.wait(chunks.try_next()).map_err(broken)? {
+            file.write_all(&chunk).map_err(full)?;
+        }
+        file.rewind().map_err(full)?;
+        Ok(file)
     }
 
     /// Bytes `range` of an object.

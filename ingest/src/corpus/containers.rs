@@ -41,6 +41,11 @@ impl Containers {
         self.units.len()
     }
 
+    /// Bytes of its files.
+    pub(super) fn weight(&self, unit: usize) -> u64 {
+        self.inputs[self.units[unit].clone()].iter().map(|input| input.n_bytes).sum()
+    }
+
     /// Changes when a file of the unit does.
     pub(super) fn digest(&self, unit: usize, into: &mut blake3::Hasher) {
         for Input { name, n_bytes, stamp, .. } in &self.inputs[self.units[unit].clone()] {

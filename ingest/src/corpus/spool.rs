@@ -155,14 +155,7 @@ impl Spool {
 
     /// Hands the pieces of `unit` to `take`, with the bytes that they are.
     pub(super) fn read(&self, unit: usize, take: &mut dyn FnMut(Piece, &[u8])) -> Result<(), IngestError> {
-        let cells = match CELL_BITS.checked_sub(self.unit_bits) {
-            Some(bits) => unit << bits..(unit + 1) << bits,
-            None => {
-                let cell = unit >> (self.unit_bits - CELL_BITS);
-                cell..cell + 1
-            }
-        };
-        let (start, end) = (self.starts[cells.start], self.starts[cells.end]);
+        let (start, end) = self.range(unit);
         let mut file: File = self.file.reopen().map_err(failed)?;
         file.seek(SeekFrom::Start(start)).map_err(failed)?;
         let mut from = BufReader::with_capacity(1 << 18, file.take(end - start));
@@ -173,6 +166,24 @@ impl Spool {
             }
         }
         Ok(())
+    }
+
+    /// Bytes of its pieces; where units are parts of cells, about.
+    pub(super) fn weight(&self, unit: usize) -> u64 {
+        let (start, end) = self.range(unit);
+        (end - start) >> self.unit_bits.saturating_sub(CELL_BITS)
+    }
+
+    /// Where the cells of `unit` begin and end.
+    fn range(&self, unit: usize) -> (u64, u64) {
+        let cells = match CELL_BITS.checked_sub(self.unit_bits) {
+            Some(bits) => unit << bits..(unit + 1) << bits,
+            None => {
+                let cell = unit >> (self.unit_bits - CELL_BITS);
+                cell..cell + 1
+            }
+        };
+        (self.starts[cells.start], self.starts[cells.end])
     }
 
     fn unit_of(&self, hash: u64) -> usize {

@@ -3,6 +3,7 @@
 //! In: `s3://bucket/key`. Out: the object. Never: more bytes than allowed, a key read as anything but its letters.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -26,11 +27,22 @@ pub(super) struct Buckets {
     config: FetchConfig,
     options: Vec<(String, String)>,
     open: Mutex<HashMap<String, Arc<dyn ObjectStore>>>,
+    n_requests: AtomicU64,
 }
 
 impl Buckets {
     pub(super) fn new(config: &FetchConfig, options: &[(String, String)]) -> Self {
-        Self { config: config.clone(), options: options.to_vec(), open: Mutex::default() }
+        Self {
+            config: config.clone(),
+            options: options.to_vec(),
+            open: Mutex::default(),
+            n_requests: AtomicU64::new(0),
+        }
+    }
+
+    /// Without object_store's own repeats.
+    pub(super) fn n_requests(&self) -> u64 {
+        self.n_requests.load(Ordering::Relaxed)
     }
 
     /// Gets `url` for the ticket `id` of `gate`.
@@ -42,6 +54,7 @@ impl Buckets {
         let store = self.bucket(bucket).map_err(|e| unreadable(&e))?;
         let stopped = |_| (RejectReason::Unreadable, "given up before it was there".to_owned());
         gate.enter(id, &None).await.map_err(stopped)?;
+        self.n_requests.fetch_add(1, Ordering::Relaxed);
         let got = store.get(&key).await.map_err(|e| unreadable(&e))?;
         let n_bytes = got.meta.size;
         if n_bytes > max_bytes {

@@ -4,6 +4,7 @@
 //! too much, and nothing is allocated for what it says), a redirect to another kind of address, a second try without a pause.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use imp_schemas::reject::RejectReason;
@@ -27,6 +28,7 @@ pub(super) struct Http {
     config: FetchConfig,
     /// How headers call us.
     robot: String,
+    n_requests: AtomicU64,
 }
 
 /// What has come in so far, over all tries.
@@ -68,7 +70,16 @@ impl Http {
         if let Some(proxy) = &config.proxy {
             client = client.proxy(reqwest::Proxy::all(proxy).map_err(failed)?);
         }
-        Ok(Self { client: client.build().map_err(failed)?, config: config.clone(), robot })
+        Ok(Self {
+            client: client.build().map_err(failed)?,
+            config: config.clone(),
+            robot,
+            n_requests: AtomicU64::new(0),
+        })
+    }
+
+    pub(super) fn n_requests(&self) -> u64 {
+        self.n_requests.load(Ordering::Relaxed)
     }
 
     /// Gets `url` for the ticket `id` of `gate`.
@@ -132,6 +143,7 @@ impl Http {
                 let detail = format!("no answer in {:.1} s", longest.as_secs_f64().min(self.config.timeout_s));
                 Fault::Again((RejectReason::Timeout, detail), None)
             };
+            self.n_requests.fetch_add(1, Ordering::Relaxed);
             let answer = clock.within(longest, request.send()).await.ok_or_else(silent)?;
             let response = answer.map_err(answer::unanswered)?;
             let location = response.headers().get(LOCATION).filter(|_| response.status().is_redirection());

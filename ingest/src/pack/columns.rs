@@ -6,7 +6,7 @@ use arrow::array::{
     ArrayRef, BinaryArray, BinaryBuilder, BooleanArray, Float32Array, Float64Array, Int32Array, Int32Builder,
     Int64Array, ListArray, ListBuilder, RecordBatch, StringArray, StringBuilder, StructArray,
 };
-use arrow::buffer::{OffsetBuffer, ScalarBuffer};
+use arrow::buffer::{Buffer, OffsetBuffer, ScalarBuffer};
 use arrow::datatypes::{DataType, Field, SchemaRef};
 use arrow::error::ArrowError;
 use imp_schemas::media::{AudioMeta, ImageMeta, VideoMeta};
@@ -74,17 +74,23 @@ pub(super) fn batch(
     });
     let names: StringArray =
         rows.iter().map(|r| Some(r.source.rsplit('/').next().unwrap_or(&r.source).to_owned())).collect();
+    columns.push(Arc::new(StructArray::try_new(media_fields(), vec![media(rows)?, Arc::new(names)], None)?));
+    RecordBatch::try_new(schema.clone(), columns)
+}
+
+fn media(mut rows: Vec<Row>) -> Result<ArrayRef, ArrowError> {
+    // A medium that is as large as a batch, an hour of sound, is not copied.
+    if let [row] = &mut rows[..] {
+        let bytes = std::mem::take(&mut row.record.media);
+        let offsets = OffsetBuffer::from_lengths([bytes.len()]);
+        return Ok(Arc::new(BinaryArray::try_new(offsets, Buffer::from_vec(bytes), None)?));
+    }
     let n_bytes = rows.iter().map(|r| r.record.media.len()).sum();
     let mut media = BinaryBuilder::with_capacity(rows.len(), n_bytes);
     for row in rows {
         media.append_value(&row.record.media);
     }
-    columns.push(Arc::new(StructArray::try_new(
-        media_fields(),
-        vec![Arc::new(media.finish()), Arc::new(names)],
-        None,
-    )?));
-    RecordBatch::try_new(schema.clone(), columns)
+    Ok(Arc::new(media.finish()))
 }
 
 fn metas<'a, T>(rows: &'a [Row], meta: impl Fn(&'a Facts) -> Option<&'a T>) -> Vec<Option<&'a T>> {

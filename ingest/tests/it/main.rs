@@ -8,6 +8,7 @@ mod failures;
 
 mod forms;
 mod hosts;
+mod plans;
 #[cfg(feature = "real-data")]
 mod real_data;
 mod rejects;

@@ -1,0 +1,26 @@
+//! How this system's allocator is told to give memory back: peaks are then what is held, not what was held before.
+//!
+//! In: nothing. Out: a setting of glibc; nothing on systems with another allocator. Never: after the first thread, in the
+//! library: an allocator belongs to a program.
+//!
+//! glibc makes a heap for each new thread, up to eight a core, and a heap gives nothing back that lies below a block in use: eight
+//! threads that decode in turn hold a picture each. One heap would hold least, and every thread would wait for it. If large
+//! blocks were mapped one by one whatever was freed before (`M_MMAP_THRESHOLD`), a fifth less would be held, and clearing their pages
+//! would take half as long again as decoding them as pictures of 8 megapixels. Figures: `ops/benches/README.md`.
+
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+const N_HEAPS: std::ffi::c_int = 2;
+
+/// To be called first in `main`.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+pub(crate) fn settle() {
+    // SAFETY: it writes a setting of glibc and nothing else, and no other thread runs yet. An answer of 0, that the setting is not
+    // known, leaves it as it was.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, N_HEAPS);
+    }
+}
+
+/// To be called first in `main`.
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+pub(crate) fn settle() {}
