@@ -1,4 +1,4 @@
-//! Progressive JPEG → baseline JPEG, coefficient by coefficient, through libjpeg. The only unsafe code of ingest.
+//! Progressive JPEG → baseline JPEG, coefficient by coefficient, through libjpeg. With `heap`, the only unsafe code of ingest.
 //!
 //! In: the bytes of a JPEG. Out: a baseline JPEG with the same coefficients and Huffman tables of its own, without APPn
 //! segments. Never: half a file, a process that exits (libjpeg's errors unwind and are caught here), a repaired file: what
