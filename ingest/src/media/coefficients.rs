@@ -75,8 +75,11 @@ fn transcode(bytes: &[u8], out: &mut Vec<u8>) {
         jpeg_read_header(src, 1);
         let coefficients = jpeg_read_coefficients(src);
 
-        let mut target =
-            Target { errors: Box::new(libjpeg::errors()), sink: Box::new(Sink::new()), info: Box::new(MaybeUninit::zeroed()) };
+        let mut target = Target {
+            errors: Box::new(libjpeg::errors()),
+            sink: Box::new(Sink::new()),
+            info: Box::new(MaybeUninit::zeroed()),
+        };
         let dst = target.info.assume_init_mut();
         dst.common.err = &mut *target.errors;
         jpeg_CreateCompress(dst, JPEG_LIB_VERSION, size_of::<jpeg_compress_struct>());

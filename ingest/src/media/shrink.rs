@@ -3,6 +3,8 @@
 //! In: decoded pixels and the corpus's rule. Out: the bytes of a JPEG or PNG. Never: a resize without antialiasing, a
 //! picture that the rule leaves alone coded anew.
 
+use std::cell::RefCell;
+
 use fast_image_resize::images::{Image, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
 use imp_schemas::media::libjpeg::{self, Refused};
@@ -10,6 +12,11 @@ use imp_schemas::media::{ImageMeta, MediaError, Picture};
 use mozjpeg::{ColorSpace, Compress};
 
 use super::config::{PictureFormat, Reencode, Side};
+
+thread_local! {
+    /// It keeps the rows between its two passes: made anew for each picture, their pages are cleared each time.
+    static RESIZER: RefCell<Resizer> = RefCell::new(Resizer::new());
+}
 
 /// `picture` as the rule wants it: its bytes, what the planning columns say of them, and the pixels that were coded; `None` if
 /// the rule leaves it alone.
@@ -48,7 +55,7 @@ pub(crate) fn resized(picture: &Picture, width: usize, height: usize) -> Result<
     let mut target =
         Image::from_slice_u8(side(width)?, side(height)?, &mut rgb, PixelType::U8x3).map_err(|e| failed(&e))?;
     let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Bilinear)).use_alpha(false);
-    Resizer::new().resize(&source, &mut target, &options).map_err(|e| failed(&e))?;
+    RESIZER.with_borrow_mut(|resizer| resizer.resize(&source, &mut target, &options)).map_err(|e| failed(&e))?;
     Ok(Picture { width, height, rgb })
 }
 

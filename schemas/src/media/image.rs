@@ -134,7 +134,12 @@ pub(super) fn orientation_of(exif: Option<&[u8]>) -> Orientation {
     exif.and_then(Orientation::from_exif_chunk).unwrap_or(Orientation::NoTransforms)
 }
 
-pub(super) fn upright(rgb: RgbImage, format: &'static str, progressive: bool, orientation: Orientation) -> (ImageMeta, Picture) {
+pub(super) fn upright(
+    rgb: RgbImage,
+    format: &'static str,
+    progressive: bool,
+    orientation: Orientation,
+) -> (ImageMeta, Picture) {
     let exif_number = orientation.to_exif();
     let rgb = if orientation == Orientation::NoTransforms {
         rgb

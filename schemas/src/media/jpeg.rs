@@ -46,7 +46,8 @@ fn decode(bytes: &[u8], limits: &MediaLimits) -> Result<RgbImage, MediaError> {
     let mut decoder = decoder.to_colorspace(wanted).map_err(failed)?;
     // With the last row every scan has been decoded in full; what stands behind it is nobody's.
     let values: Vec<u8> = decoder.read_scanlines().map_err(failed)?;
-    let rgb = if is_cmyk { values.as_chunks::<4>().0.iter().flat_map(|&ink| rgb_of_cmyk(ink)).collect() } else { values };
+    let rgb =
+        if is_cmyk { values.as_chunks::<4>().0.iter().flat_map(|&ink| rgb_of_cmyk(ink)).collect() } else { values };
     let n_values = rgb.len();
     RgbImage::from_raw(width as u32, height as u32, rgb).ok_or_else(|| MediaError::Corrupt {
         detail: format!("{n_values} values decoded, {width} x {height} x 3 wanted"),
@@ -84,7 +85,7 @@ impl Header {
         let mut at = 2;
         loop {
             // In a scan, and between segments of untidy files, everything up to the next marker is passed over.
-            let step = bytes.get(at..).and_then(|rest| rest.iter().position(|&b| b == 0xFF));
+            let step = bytes.get(at..).and_then(|rest| memchr::memchr(0xFF, rest));
             let place = if n_scans > 0 { "inside its scan, without an end marker" } else { "before its first scan" };
             at += step.ok_or_else(|| cut(place))? + 1;
             let marker = *bytes.get(at).ok_or_else(|| cut(place))?;

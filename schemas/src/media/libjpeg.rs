@@ -69,10 +69,8 @@ fn refused(info: &mut jpeg_common_struct) -> Refused {
         let errors = &*info.err;
         if let Some(format) = errors.format_message {
             type Format = unsafe extern "C-unwind" fn(&mut jpeg_common_struct, *mut u8);
-            let format = std::mem::transmute::<
-                unsafe extern "C-unwind" fn(&mut jpeg_common_struct, &[u8; 80]),
-                Format,
-            >(format);
+            let format =
+                std::mem::transmute::<unsafe extern "C-unwind" fn(&mut jpeg_common_struct, &[u8; 80]), Format>(format);
             format(info, text.as_mut_ptr());
         }
         (*info.err).msg_code
