@@ -22,6 +22,8 @@ mod estimate;
 mod fetch;
 mod filter;
 mod finish;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod gc;
 mod journal;
 mod media;

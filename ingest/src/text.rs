@@ -2,6 +2,8 @@
 //!
 //! In: bytes and strings of tables and sidecars. Out: captions and labels, or the reason why not. Never: I/O.
 
+use std::collections::HashSet;
+
 use imp_schemas::reject::RejectReason;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -16,15 +18,41 @@ pub(crate) struct Wording {
     pub(crate) label: Option<String>,
 }
 
-impl Wording {
-    /// Adds what `other` says; a caption that stands already is not taken twice, the first label stays.
-    pub(crate) fn merge(&mut self, other: Self) {
-        for caption in other.captions {
-            if !self.captions.contains(&caption) {
-                self.captions.push(caption);
-            }
+/// Captions above which a set knows those that stand already: a text file of 4 MiB may hold a million.
+const MANY_CAPTIONS: usize = 16;
+
+/// What several files or rows say about one record.
+#[derive(Debug, Default)]
+pub(crate) struct Merged {
+    pub(crate) wording: Wording,
+    seen: Option<HashSet<String>>,
+}
+
+impl Merged {
+    pub(crate) fn of(wording: Wording) -> Self {
+        Self { wording, seen: None }
+    }
+
+    pub(crate) fn says(&mut self, caption: &str) -> bool {
+        let captions = &self.wording.captions;
+        if captions.len() <= MANY_CAPTIONS {
+            return captions.iter().any(|stands| stands == caption);
         }
-        self.label = self.label.take().or(other.label);
+        self.seen.get_or_insert_with(|| captions.iter().cloned().collect()).contains(caption)
+    }
+
+    /// Adds what `other` says; a caption that stands already is not taken twice, the first label stays.
+    pub(crate) fn add(&mut self, other: Wording) {
+        for caption in other.captions {
+            if self.says(&caption) {
+                continue;
+            }
+            if let Some(seen) = &mut self.seen {
+                seen.insert(caption.clone());
+            }
+            self.wording.captions.push(caption);
+        }
+        self.wording.label = self.wording.label.take().or(other.label);
     }
 }
 
@@ -94,17 +122,17 @@ pub(crate) fn read_json(bytes: &[u8], what: &str) -> Result<Wording, Refusal> {
     let Value::Object(object) = value else {
         return Err(malformed("the JSON is no object with `caption`, `captions`, `text` or `label`".to_owned()));
     };
-    let mut wording = Wording::default();
+    let mut merged = Merged::default();
     for key in ["captions", "caption", "text"] {
         if let Some(value) = object.get(key) {
             let captions = captions_of(value).map_err(|d| malformed(format!("`{key}` {d}")))?;
-            wording.merge(Wording { captions, label: None });
+            merged.add(Wording { captions, label: None });
         }
     }
     if let Some(value) = object.get("label") {
-        wording.label = label_of(value).map_err(|d| malformed(format!("`label` {d}")))?;
+        merged.wording.label = label_of(value).map_err(|d| malformed(format!("`label` {d}")))?;
     }
-    Ok(wording)
+    Ok(merged.wording)
 }
 
 /// Captions of a JSON value: a string, or a list of strings; blank ones are left out.
@@ -197,6 +225,20 @@ mod tests {
         }
         assert_eq!(safe_path("./a//b.jpg").unwrap(), "a/b.jpg");
         assert_eq!(safe_path("a\\b.jpg").unwrap(), "a/b.jpg");
+    }
+
+    #[test]
+    fn a_million_captions_of_one_record_take_no_longer_than_a_million_of_many() {
+        let lines = |range: std::ops::Range<u32>| range.map(|i| format!("{i}\n")).collect::<String>();
+        let mut merged = Merged::default();
+        for part in [lines(0..400_000), lines(200_000..600_000), lines(0..10)] {
+            merged.add(read_txt(part.as_bytes(), "x").unwrap());
+        }
+        for i in 0..100_000 {
+            merged.add(Wording { captions: vec![format!("more {i}"), "7".to_owned()], label: None });
+        }
+        let captions = &merged.wording.captions;
+        assert_eq!((captions.len(), captions[599_999].as_str()), (700_000, "599999"));
     }
 
     #[test]

@@ -171,20 +171,26 @@ impl Manifest {
         Format::Manifest.check(head.format).map_err(unreadable)?;
         Format::Shard.check(head.schema_version).map_err(unreadable)?;
         let manifest: Self = serde_json::from_slice(bytes).map_err(malformed)?;
-        let n_rejected: u64 = manifest.n_rejected.values().sum();
-        let in_shards: u64 = manifest.shards.iter().map(ShardEntry::n_live).sum();
-        if manifest.n_inputs != manifest.n_records + n_rejected || in_shards != manifest.n_records {
+        // In numbers that no sum of these overflows: one that wraps might add up.
+        let sum_of = |count: fn(&ShardEntry) -> u64| manifest.shards.iter().map(|s| u128::from(count(s))).sum::<u128>();
+        let shown = |n: u128| u64::try_from(n).unwrap_or(u64::MAX);
+        let n_rejected: u128 = manifest.n_rejected.values().map(|&n| u128::from(n)).sum();
+        let (in_shards, n_records) = (sum_of(ShardEntry::n_live), u128::from(manifest.n_records));
+        // Rows are counted over all shards, hidden ones included.
+        let is_countable = u64::try_from(sum_of(|shard| shard.n_rows)).is_ok();
+        if u128::from(manifest.n_inputs) != n_records + n_rejected || in_shards != n_records || !is_countable {
             return Err(ManifestError::CountsDoNotAddUp {
                 key: key.to_owned(),
                 n_inputs: manifest.n_inputs,
-                n_records: in_shards,
-                n_rejected,
+                n_records: shown(in_shards),
+                n_rejected: shown(n_rejected),
             });
         }
-        let hidden: u64 = manifest.shards.iter().map(|s| s.n_deleted).sum();
+        let hidden = sum_of(|shard| shard.n_deleted);
         let in_table = manifest.tombstones.as_ref().map_or(0, |t| t.n_rows);
-        if hidden != in_table {
-            return Err(ManifestError::TombstonesDoNotAddUp { key: key.to_owned(), in_shards: hidden, in_table });
+        if hidden != u128::from(in_table) {
+            let in_shards = shown(hidden);
+            return Err(ManifestError::TombstonesDoNotAddUp { key: key.to_owned(), in_shards, in_table });
         }
         Ok(manifest)
     }

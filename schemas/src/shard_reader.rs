@@ -17,9 +17,10 @@ use parquet::arrow::arrow_reader::{
 };
 use parquet::arrow::push_decoder::{ParquetPushDecoder, ParquetPushDecoderBuilder, RowGroupSelection};
 use parquet::errors::ParquetError;
-use parquet::file::metadata::{PageIndexPolicy, ParquetMetaData, ParquetMetaDataPushDecoder};
+use parquet::file::metadata::{PageIndexPolicy, ParquetMetaData, ParquetMetaDataPushDecoder, ParquetMetaDataReader};
 
 use crate::manifest::ShardEntry;
+use crate::parquet_footer::{check_footer, check_offset_index};
 use crate::shard::{Digest, shard_key};
 use crate::store::{Store, StoreError};
 
@@ -71,17 +72,17 @@ impl ShardReader {
         let key = shard_key(corpus, &entry.digest);
         let shard = || key.clone();
         // The footer alone is read if the entry's offset makes no sense; the decoder then says what is wrong.
-        let footer_start = entry.n_bytes.saturating_sub(entry.footer_len + TAIL_LEN);
+        let footer_start = entry.n_bytes.saturating_sub(entry.footer_len.saturating_add(TAIL_LEN));
         let range = entry.index_offset.min(footer_start)..entry.n_bytes;
         let fetch_failed = |source| ShardReadError::FetchFooter { shard: shard(), range: range.clone(), source };
         let bytes = store.get_range(&key, range.clone()).map_err(fetch_failed)?;
         let malformed = |source| ShardReadError::Footer { shard: shard(), range: range.clone(), source };
         let metadata = parse_footer(entry.n_bytes, range.clone(), bytes).map_err(malformed)?;
-        let mut starts = vec![0];
+        let (mut starts, mut n_rows) = (vec![0], 0u64);
         for group in metadata.row_groups() {
-            starts.push(starts[starts.len() - 1] + u64::try_from(group.num_rows()).unwrap_or(0));
+            n_rows = n_rows.saturating_add(u64::try_from(group.num_rows()).unwrap_or(0));
+            starts.push(n_rows);
         }
-        let n_rows = starts[starts.len() - 1];
         if n_rows != entry.n_rows {
             let (found, wanted) = (n_rows, entry.n_rows);
             return Err(ShardReadError::NotAsListed { shard: shard(), what: "number of rows", found, wanted });
@@ -163,7 +164,7 @@ impl ShardReader {
         let Some(group) = self.metadata().row_groups().get(row_group) else { return Ok(Vec::new()) };
         let n_rows = u64::try_from(group.num_rows()).unwrap_or(0);
         let n_bytes = u64::try_from(group.total_byte_size()).unwrap_or(0);
-        let rows_per_batch = BATCH_BYTES * n_rows.max(1) / n_bytes.max(1);
+        let rows_per_batch = BATCH_BYTES.saturating_mul(n_rows.max(1)) / n_bytes.max(1);
         let batch_size = rows_per_batch.clamp(1, MAX_BATCH_ROWS) as usize;
         let batches = self.read_selected(&[RowGroupSelection::new(row_group, None)], columns, batch_size)?;
         let found: usize = batches.iter().map(RecordBatch::num_rows).sum();
@@ -298,6 +299,7 @@ fn merged(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
 }
 
 fn parse_footer(n_bytes: u64, range: Range<u64>, bytes: Bytes) -> Result<ParquetMetaData, ParquetError> {
+    check_claims(n_bytes, &range, &bytes)?;
     let mut decoder = ParquetMetaDataPushDecoder::try_new(n_bytes)?
         .with_column_index_policy(PageIndexPolicy::Skip)
         .with_offset_index_policy(PageIndexPolicy::Required);
@@ -313,4 +315,30 @@ fn parse_footer(n_bytes: u64, range: Range<u64>, bytes: Bytes) -> Result<Parquet
         }
         DecodeResult::Finished => Err(ParquetError::General("no metadata".to_owned())),
     }
+}
+
+/// What the library would believe: the schema, the ranges of column chunks, and the number of their pages. `bytes` are those of
+/// `range` of the shard.
+fn check_claims(n_bytes: u64, range: &Range<u64>, bytes: &Bytes) -> Result<(), ParquetError> {
+    let Some((rest, tail)) = bytes.split_last_chunk::<8>() else { return Ok(()) };
+    let footer_len = u32::from_le_bytes([tail[0], tail[1], tail[2], tail[3]]) as usize;
+    // What is no footer is named by the library.
+    let Some(footer) = rest.len().checked_sub(footer_len).and_then(|start| rest.get(start..)) else { return Ok(()) };
+    check_footer(footer).map_err(ParquetError::General)?;
+    let metadata = ParquetMetaDataReader::decode_metadata(footer)?;
+    for chunk in metadata.row_groups().iter().flat_map(|group| group.columns()) {
+        let start = chunk.dictionary_page_offset().filter(|&at| at > 0).unwrap_or(chunk.data_page_offset());
+        let end = start.checked_add(chunk.compressed_size()).filter(|&end| 0 <= start && start <= end);
+        if end.is_none_or(|end| end as u64 > n_bytes) {
+            let (column, n) = (chunk.column_path(), chunk.compressed_size());
+            return Err(ParquetError::General(format!("column `{column}` claims {n} bytes from byte {start} on")));
+        }
+        let index = chunk.offset_index_offset().and_then(|at| u64::try_from(at).ok()?.checked_sub(range.start));
+        let index = index.and_then(|at| bytes.get(usize::try_from(at).ok()?..));
+        let len = chunk.offset_index_length().and_then(|len| usize::try_from(len).ok());
+        if let (Some(index), Some(len)) = (index, len) {
+            check_offset_index(&index[..len.min(index.len())]).map_err(ParquetError::General)?;
+        }
+    }
+    Ok(())
 }

@@ -11,7 +11,7 @@ use super::columns::{Row, key_of};
 use super::media_root::MediaRoot;
 use super::spool::Target;
 use super::{Candidate, Depth, Found, Place, reject};
-use crate::text::{Refusal, Wording};
+use crate::text::{Merged, Refusal};
 
 /// A table and row of it.
 pub(super) type At = (usize, u64);
@@ -22,7 +22,7 @@ struct Group {
     key: String,
     target: Target,
     at: At,
-    wording: Wording,
+    words: Merged,
     split: Option<String>,
 }
 
@@ -47,20 +47,20 @@ impl<'a> Groups<'a> {
         let index = (key, target.text().to_owned());
         let Some(&found) = self.by_key.get(&index) else {
             self.by_key.insert(index.clone(), self.in_order.len());
-            self.in_order.push(Group { key: index.0, target, at, wording, split });
+            self.in_order.push(Group { key: index.0, target, at, words: Merged::of(wording), split });
             return;
         };
         let group = &mut self.in_order[found];
         let differs = |a: &Option<String>, b: &Option<String>| a.is_some() && b.is_some() && a != b;
-        let is_new = wording.captions.iter().any(|caption| !group.wording.captions.contains(caption));
-        let conflict = if differs(&group.wording.label, &wording.label) {
+        let is_new = wording.captions.iter().any(|caption| !group.words.says(caption));
+        let conflict = if differs(&group.words.wording.label, &wording.label) {
             "another label"
         } else if differs(&group.split, &split) {
             "another split"
         } else if !is_new {
             "the same words"
         } else {
-            group.wording.merge(wording);
+            group.words.add(wording);
             return;
         };
         let (table, unit) = &self.tables[group.at.0];
@@ -78,7 +78,7 @@ impl<'a> Groups<'a> {
     pub(super) fn finish(mut self, media: &MediaRoot, any_split: bool, depth: Depth) -> Found {
         let mut candidates = Vec::new();
         for group in std::mem::take(&mut self.in_order) {
-            let Group { key, target, at, wording, split } = group;
+            let Group { key, target, at, words: Merged { wording, .. }, split } = group;
             if any_split && split.is_none() {
                 let detail = "it has no split, other rows have".to_owned();
                 self.reject(at, key, (RejectReason::MalformedRow, detail));

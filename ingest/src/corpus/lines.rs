@@ -23,7 +23,15 @@ pub(super) struct Lines<R> {
     reader: R,
     number: u64,
     /// Lines that were read ahead in search of a closing quote.
-    pending: VecDeque<(u64, Vec<u8>)>,
+    pending: VecDeque<Ahead>,
+}
+
+#[derive(Debug)]
+struct Ahead {
+    number: u64,
+    bytes: Vec<u8>,
+    /// Whether a quote that is open before this line is open behind it: found out once, not for each row that looks ahead.
+    keeps_open: bool,
 }
 
 impl<R: BufRead> Lines<R> {
@@ -55,32 +63,47 @@ impl<R: BufRead> Lines<R> {
         };
         let mut quotes = Quotes::default();
         quotes.feed(&first, separator);
-        let (mut row, mut ahead) = (first, Vec::new());
-        while quotes.is_open() && row.len() <= MAX_ROW_BYTES && ahead.len() < MAX_ROW_LINES {
-            let Some((number, line)) = self.physical()? else { break };
-            quotes.feed(&line, separator);
-            row.extend_from_slice(&line);
-            ahead.push((number, line));
-        }
-        if row.len() > MAX_ROW_BYTES && !quotes.is_open() {
-            return Ok(Some((number, Err(too_long()))));
-        }
-        if quotes.is_open() {
-            // Only the line with the quote is lost: what follows is read again as rows of its own.
-            for line in ahead.into_iter().rev() {
-                self.pending.push_front(line);
+        let (mut is_open, mut n_bytes, mut n_ahead) = (quotes.is_open(), first.len(), 0);
+        while is_open && n_bytes <= MAX_ROW_BYTES && n_ahead < MAX_ROW_LINES {
+            if n_ahead == self.pending.len() && !self.look_ahead(separator)? {
+                break;
             }
+            let line = &self.pending[n_ahead];
+            is_open = line.keeps_open;
+            n_bytes += line.bytes.len();
+            n_ahead += 1;
+        }
+        if is_open {
+            // Only the line with the quote is lost: what follows is read again as rows of its own.
             let detail = "a quote is opened and never closed".to_owned();
             return Ok(Some((number, Err((RejectReason::MalformedRow, detail)))));
         }
-        Ok(Some((number, Ok(trimmed(row)))))
+        let mut row = first;
+        for line in self.pending.drain(..n_ahead) {
+            row.extend_from_slice(&line.bytes);
+        }
+        let is_too_long = row.len() > MAX_ROW_BYTES;
+        Ok(Some((number, if is_too_long { Err(too_long()) } else { Ok(trimmed(row)) })))
+    }
+
+    /// Reads one more line ahead; false at the end.
+    fn look_ahead(&mut self, separator: u8) -> std::io::Result<bool> {
+        let Some((number, bytes)) = self.read_line()? else { return Ok(false) };
+        let mut quotes = Quotes { state: State::Quoted };
+        quotes.feed(&bytes, separator);
+        self.pending.push_back(Ahead { number, bytes, keeps_open: quotes.is_open() });
+        Ok(true)
     }
 
     /// One line with its end, cut at a byte above the limit.
     fn physical(&mut self) -> std::io::Result<Option<(u64, Vec<u8>)>> {
-        if let Some(line) = self.pending.pop_front() {
-            return Ok(Some(line));
+        match self.pending.pop_front() {
+            Some(Ahead { number, bytes, .. }) => Ok(Some((number, bytes))),
+            None => self.read_line(),
         }
+    }
+
+    fn read_line(&mut self) -> std::io::Result<Option<(u64, Vec<u8>)>> {
         let mut bytes = Vec::new();
         (&mut self.reader).take(MAX_ROW_BYTES as u64 + 1).read_until(b'\n', &mut bytes)?;
         if bytes.is_empty() {
@@ -151,4 +174,38 @@ fn trimmed(mut bytes: Vec<u8>) -> Vec<u8> {
 
 fn too_long() -> Refusal {
     (RejectReason::TooLarge, format!("the row is longer than {MAX_ROW_BYTES} bytes"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rows(text: &str) -> Vec<(u64, Option<String>)> {
+        let mut lines = Lines::new(text.as_bytes());
+        let mut rows = Vec::new();
+        while let Some((number, row)) = lines.next_quoted(b',').unwrap() {
+            rows.push((number, row.ok().map(|row| String::from_utf8(row).unwrap())));
+        }
+        rows
+    }
+
+    #[test]
+    fn a_quote_that_is_never_closed_costs_its_line_alone() {
+        let some = |number, text: &str| (number, Some(text.to_owned()));
+        assert_eq!(rows("a,\"b\nc\"\nd\n"), [some(1, "a,\"b\nc\""), some(3, "d")]);
+        assert_eq!(rows("a\n\"b\nc\n\nd\n"), [some(1, "a"), (2, None), some(3, "c"), some(5, "d")]);
+        // The second line would close the quote of the first and opens one of its own.
+        assert_eq!(rows("\"a\nb\",\"\nc\n"), [(1, None), (2, None), some(3, "c")]);
+    }
+
+    #[test]
+    fn lines_that_all_open_a_quote_take_a_look_each_not_a_thousand() {
+        // Each line opens a quote, at its start too, and leaves one open that stood before it.
+        let line = format!("a{}\",\"\n", "x".repeat(2000));
+        let started = std::time::Instant::now();
+        let rows = rows(&line.repeat(20_000));
+        assert!(rows.len() == 20_000 && rows.iter().all(|(_, row)| row.is_none()));
+        // A second of an idle machine; a thousand looks at every byte took minutes.
+        assert!(started.elapsed().as_secs() < 30, "{:?}", started.elapsed());
+    }
 }

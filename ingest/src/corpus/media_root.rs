@@ -84,7 +84,7 @@ impl MediaRoot {
                     folder::inside(&full, real_root).map_err(|(reason, why)| (reason, format!("`{path}`: {why}")))?;
                 Ok(Place::File { file: Arc::from(full), offset: 0, len })
             }
-            Self::Url(url) => Ok(Place::Url { url: Arc::from(format!("{url}/{path}")) }),
+            Self::Url(url) => Ok(Place::Url { url: Arc::from(format!("{url}/{}", url_path(path)?)) }),
             Self::Tar { name, members, broken, .. } => {
                 let missing = |why: String| (RejectReason::MissingFile, why);
                 let member = match members.by_path.get(path) {
@@ -122,4 +122,16 @@ impl MediaRoot {
             Self::Tar { name, stamp, .. } => format!("{name} {stamp}"),
         }
     }
+}
+
+/// `path`, which is safe as the path of a file, if it is so in a URL too: there `%2e` is a dot, and a tab nothing at all.
+fn url_path(path: &str) -> Result<&str, Refusal> {
+    if path.contains(char::is_control) {
+        return Err((RejectReason::MalformedRow, format!("`{}` holds a control character", path.escape_debug())));
+    }
+    let is_up = |part: &str| part.len() <= 6 && part.to_ascii_lowercase().replace("%2e", ".") == "..";
+    if path.split('/').any(is_up) {
+        return Err((RejectReason::UnsafePath, format!("`{path}` leads out of the corpus")));
+    }
+    Ok(path)
 }

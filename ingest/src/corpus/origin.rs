@@ -216,7 +216,8 @@ pub(super) fn name_of(path: &str) -> &str {
     path.rsplit('/').next().unwrap_or(path)
 }
 
-fn local_range(path: &Path, range: std::ops::Range<u64>) -> std::io::Result<Vec<u8>> {
+/// Bytes of a file of this machine.
+pub(super) fn local_range(path: &Path, range: std::ops::Range<u64>) -> std::io::Result<Vec<u8>> {
     use std::io::{Read, Seek, SeekFrom};
     let mut file = std::fs::File::open(path)?;
     file.seek(SeekFrom::Start(range.start))?;

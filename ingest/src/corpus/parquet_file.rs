@@ -13,14 +13,17 @@ use std::sync::Arc;
 use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::{DataType, Field, FieldRef, Schema};
 use arrow::util::display::array_value_to_string;
+use imp_schemas::parquet_footer::check_footer;
 use imp_schemas::reject::RejectReason;
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
 use parquet::errors::ParquetError;
-use parquet::file::metadata::{PageIndexPolicy, ParquetMetaData, ParquetMetaDataReader, RowGroupMetaData};
+use parquet::file::metadata::{
+    ColumnChunkMetaData, PageIndexPolicy, ParquetMetaData, ParquetMetaDataReader, RowGroupMetaData,
+};
 
 use super::columns::Used;
-use super::origin::Input;
+use super::origin::{Input, local_range};
 use crate::error::IngestError;
 use crate::text::{Refusal, Wording, utf8};
 
@@ -52,31 +55,17 @@ pub(super) struct ParquetFile {
 impl ParquetFile {
     /// Opens the file at `path`, or says what is wrong with it.
     pub(super) fn open(path: &Path) -> Result<Self, String> {
-        let file = File::open(path).map_err(|e| e.to_string())?;
-        let n_bytes = file.metadata().map_err(|e| e.to_string())?.len();
-        if n_bytes < MIN_BYTES {
-            return Err(format!("it has {n_bytes} bytes, too few for a Parquet file"));
-        }
-        let meta = guarded(|| viewed(ArrowReaderMetadata::load(&file, options())?.metadata().clone()))?;
+        let failed = |e: std::io::Error| e.to_string();
+        let file = File::open(path).map_err(failed)?;
+        let n_bytes = file.metadata().map_err(failed)?.len();
+        let ends = |n| Ok((local_range(path, 0..n)?, local_range(path, n_bytes - n..n_bytes)?));
+        let meta = footer_of(n_bytes, ends).map_err(failed)??;
         Ok(Self { file, meta })
     }
 
     /// Columns of `input`, which may lie in object storage: only its ends are read.
     pub(super) fn schema_of(input: &Input) -> Result<Result<Arc<Schema>, String>, IngestError> {
-        if input.n_bytes < MIN_BYTES {
-            return Ok(Err(format!("it has {} bytes, too few for a Parquet file", input.n_bytes)));
-        }
-        let (first, last) = input.ends(8)?;
-        if !first.starts_with(MAGIC) || !last.ends_with(MAGIC) {
-            return Ok(Err("it does not begin and end with `PAR1`, as a Parquet file does".to_owned()));
-        }
-        let n_footer = u64::from(u32::from_le_bytes([last[0], last[1], last[2], last[3]]));
-        if n_footer + MIN_BYTES > input.n_bytes || n_footer > MAX_FOOTER_BYTES {
-            return Ok(Err(format!("its footer claims {n_footer} bytes, the file has {}", input.n_bytes)));
-        }
-        let (_, last) = input.ends(n_footer + 8)?;
-        let footer = &last[..n_footer as usize];
-        let meta = guarded(|| viewed(Arc::new(ParquetMetaDataReader::decode_metadata(footer)?)));
+        let meta = footer_of(input.n_bytes, |n| input.ends(n))?;
         Ok(meta.map(|meta| meta.schema().clone()))
     }
 
@@ -153,6 +142,39 @@ impl ParquetFile {
     }
 }
 
+/// The footer of a file of `n_bytes`, of which `ends` gives the first and last; or what is wrong with it.
+fn footer_of<E>(
+    n_bytes: u64,
+    ends: impl Fn(u64) -> Result<(Vec<u8>, Vec<u8>), E>,
+) -> Result<Result<ArrowReaderMetadata, String>, E> {
+    if n_bytes < MIN_BYTES {
+        return Ok(Err(format!("it has {n_bytes} bytes, too few for a Parquet file")));
+    }
+    let (first, last) = ends(8)?;
+    if !first.starts_with(MAGIC) || !last.ends_with(MAGIC) {
+        return Ok(Err("it does not begin and end with `PAR1`, as a Parquet file does".to_owned()));
+    }
+    let n_footer = u64::from(u32::from_le_bytes([last[0], last[1], last[2], last[3]]));
+    if n_footer + MIN_BYTES > n_bytes || n_footer > MAX_FOOTER_BYTES {
+        return Ok(Err(format!("its footer claims {n_footer} bytes, the file has {n_bytes}")));
+    }
+    let (_, last) = ends(n_footer + 8)?;
+    let footer = &last[..n_footer as usize];
+    if let Err(detail) = check_footer(footer) {
+        return Ok(Err(detail));
+    }
+    let meta = guarded(|| viewed(Arc::new(ParquetMetaDataReader::decode_metadata(footer)?)));
+    Ok(meta.and_then(|meta| {
+        // Rows are numbers of 63 bits wherever they are written.
+        let n_rows = |group: &RowGroupMetaData| u64::try_from(group.num_rows()).ok();
+        let total = meta.metadata().row_groups().iter().try_fold(0u64, |sum, group| sum.checked_add(n_rows(group)?));
+        match total.and_then(|total| i64::try_from(total).ok()) {
+            Some(_) => Ok(meta),
+            None => Err("its row groups claim more rows than there are numbers".to_owned()),
+        }
+    }))
+}
+
 /// Runs what may panic on bytes that nobody foresaw.
 fn guarded<T>(read: impl FnOnce() -> Result<T, ParquetError>) -> Result<T, String> {
     match catch_unwind(AssertUnwindSafe(read)) {
@@ -187,9 +209,14 @@ fn as_view(field: &FieldRef) -> FieldRef {
 /// Rows of a batch, so that it stays within its bytes if the footer tells the truth.
 fn batch_rows(group: &RowGroupMetaData, mask: &ProjectionMask) -> u64 {
     let chunks = group.columns().iter().enumerate().filter(|(leaf, _)| mask.leaf_included(*leaf));
-    let n_bytes: u64 = chunks.map(|(_, chunk)| u64::try_from(chunk.uncompressed_size()).unwrap_or(0)).sum();
     let n_rows = u64::try_from(group.num_rows()).unwrap_or(0).max(1);
-    (BATCH_BYTES / (n_bytes / n_rows).max(1)).clamp(1, BATCH_ROWS)
+    // A null of a fixed length takes as much as a value, in memory, and nothing in the file.
+    let row_bytes = |chunk: &ColumnChunkMetaData| {
+        let fixed = u64::try_from(chunk.column_descr().type_length()).unwrap_or(0);
+        (u64::try_from(chunk.uncompressed_size()).unwrap_or(0) / n_rows).max(fixed)
+    };
+    let row_bytes = chunks.fold(0u64, |sum, (_, chunk)| sum.saturating_add(row_bytes(chunk)));
+    (BATCH_BYTES / row_bytes.max(1)).clamp(1, BATCH_ROWS)
 }
 
 /// The words of row `row` of `batch`.

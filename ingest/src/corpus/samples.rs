@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use imp_schemas::reject::{Reject, RejectReason};
 
 use super::{Candidate, Found, Place, Sidecar};
-use crate::text::{Refusal, Wording};
+use crate::text::{Merged, Refusal, Wording};
 
 #[derive(Debug, Default)]
 pub(super) struct Samples {
@@ -23,7 +23,7 @@ struct Sample {
     source: String,
     row: u64,
     medium: Option<Place>,
-    wording: Wording,
+    words: Merged,
     /// A sidecar other than JSON, which may be about something else.
     has_text: bool,
     has_json: bool,
@@ -52,7 +52,7 @@ impl Samples {
             Sidecar::Txt | Sidecar::Cls => sample.has_text = true,
         }
         match read {
-            Ok(wording) => sample.wording.merge(wording),
+            Ok(wording) => sample.words.add(wording),
             Err(refusal) => sample.refusal = sample.refusal.take().or(Some(refusal)),
         }
     }
@@ -68,9 +68,9 @@ impl Samples {
     pub(super) fn finish(self, class_folders: bool) -> Found {
         let Self { in_order, rejects, n_ignored, .. } = self;
         let mut found = Found { rejects, n_ignored, ..Found::default() };
-        for mut sample in in_order {
-            let Sample { key, source, row, .. } = sample;
-            let is_bare_json = sample.medium.is_none() && !sample.has_text && sample.wording == Wording::default();
+        for sample in in_order {
+            let Sample { key, source, row, words: Merged { mut wording, .. }, .. } = sample;
+            let is_bare_json = sample.medium.is_none() && !sample.has_text && wording == Wording::default();
             if is_bare_json {
                 found.n_ignored += 1;
                 continue;
@@ -81,10 +81,9 @@ impl Samples {
             });
             match (refusal, sample.medium) {
                 (None, Some(medium)) => {
-                    if class_folders && sample.wording.label.is_none() {
-                        sample.wording.label = source.rsplit('/').nth(1).map(str::to_owned);
+                    if class_folders && wording.label.is_none() {
+                        wording.label = source.rsplit('/').nth(1).map(str::to_owned);
                     }
-                    let wording = sample.wording;
                     found.candidates.push(Candidate {
                         key,
                         source,
@@ -111,7 +110,7 @@ impl Samples {
                 source: source.to_owned(),
                 row,
                 medium: None,
-                wording: Wording::default(),
+                words: Merged::default(),
                 has_text: false,
                 has_json: false,
                 refusal: None,

@@ -104,6 +104,9 @@ fn distribute(log: &NamedTempFile, file: &NamedTempFile, starts: &[u64]) -> std:
     let mut file = file.reopen()?;
     let mut cells: Vec<(u64, Vec<u8>)> = starts[..N_CELLS].iter().map(|&start| (start, Vec::new())).collect();
     let mut flush = |(at, buffer): &mut (u64, Vec<u8>)| -> std::io::Result<()> {
+        if buffer.is_empty() {
+            return Ok(());
+        }
         file.seek(SeekFrom::Start(*at))?;
         file.write_all(buffer)?;
         *at += buffer.len() as u64;

@@ -22,7 +22,8 @@ const MAX_HEADER_BYTES: u64 = 1 << 20;
 /// A compressed tar may unpack to this many times its size, or to [`SMALL_SPOOL`] if that is more: film and sound do not
 /// compress tenfold, zeros do a thousandfold.
 const MAX_EXPANSION: u64 = 200;
-const SMALL_SPOOL: u64 = 1 << 30;
+/// Less for the fuzzer, which would spend its time on writing gigabytes.
+const SMALL_SPOOL: u64 = if cfg!(feature = "fuzzing") { 16 << 20 } else { 1 << 30 };
 
 /// Bytes that a compressed file of `n_bytes` may unpack to.
 pub(super) fn max_unpacked(n_bytes: u64) -> u64 {
@@ -92,10 +93,7 @@ pub(super) fn read_tar(
     match &magic[..n_magic] {
         [] => walk.end.broken = Some((0, (RejectReason::EmptyFile, "the tar is empty".to_owned()))),
         [0x1f, 0x8b, ..] => walk.stream(&mut flate2::read::MultiGzDecoder::new(BufReader::new(file)))?,
-        [0x28, 0xb5, 0x2f, 0xfd] => {
-            let mut stream = zstd::Decoder::new(file).map_err(unreadable)?;
-            walk.stream(&mut stream)?;
-        }
+        [0x28, 0xb5, 0x2f, 0xfd] => walk.stream(&mut zstd::Decoder::new(file).map_err(unreadable)?)?,
         _ => {
             let mut archive = tar::Archive::new(BufReader::new(file));
             let entries = archive.entries_with_seek().map_err(unreadable)?;
@@ -142,7 +140,8 @@ enum Stop {
 
 impl Walk<'_> {
     fn stream(&mut self, stream: &mut dyn Read) -> Result<(), IngestError> {
-        let mut archive = tar::Archive::new(stream);
+        let max_bytes = max_unpacked(self.file_len);
+        let mut archive = tar::Archive::new(Unpacked { stream, left: max_bytes, max_bytes });
         let path = self.path.to_owned();
         let entries = archive.entries().map_err(|source| IngestError::Read { path, source })?;
         self.entries(entries, false);
@@ -194,7 +193,9 @@ impl Walk<'_> {
         if head.kind.is_dir() || found.ends_with('/') {
             return Ok(());
         }
-        let want = if is_litter(&found) { Want::Nothing } else { (self.wants)(&found) };
+        // As `safe_path` reads it: tars of Windows part their names by backslashes.
+        let slashed = found.replace('\\', "/");
+        let want = if is_litter(&slashed) { Want::Nothing } else { (self.wants)(&slashed) };
         if want == Want::Nothing {
             self.end.n_ignored += 1;
             return self.check_extent(head);
@@ -260,8 +261,7 @@ impl Walk<'_> {
 
     fn unpack(&mut self, len: u64, body: &mut dyn Read) -> Result<Place, Stop> {
         if self.spooled + len > max_unpacked(self.file_len) {
-            let detail = format!("unpacks to more than {MAX_EXPANSION} times its {} bytes", self.file_len);
-            return Err(Stop::Broken((RejectReason::TooLarge, detail)));
+            return Err(Stop::Broken((RejectReason::TooLarge, TooMuch(max_unpacked(self.file_len)).to_string())));
         }
         let (spool, file) = match &mut self.spool {
             Some(open) => open,
@@ -286,6 +286,26 @@ impl Walk<'_> {
         self.spooled += copied;
         whole(copied, len)?;
         Ok(Place::File { file, offset, len })
+    }
+}
+
+/// The bytes of a compressed tar, until they are more than it may unpack to: also what is only skipped takes its time.
+struct Unpacked<'a> {
+    stream: &'a mut dyn Read,
+    left: u64,
+    max_bytes: u64,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("the tar unpacks to more than {0} bytes")]
+struct TooMuch(u64);
+
+impl Read for Unpacked<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let n_read = self.stream.read(buffer)?;
+        self.left =
+            self.left.checked_sub(n_read as u64).ok_or_else(|| std::io::Error::other(TooMuch(self.max_bytes)))?;
+        Ok(n_read)
     }
 }
 
@@ -324,6 +344,9 @@ fn pax_name(pax: &[u8], long_name: &mut Option<Vec<u8>>) -> Result<(), Stop> {
 }
 
 fn refusal_of(error: &std::io::Error) -> Refusal {
+    if let Some(too_much) = error.get_ref().and_then(|cause| cause.downcast_ref::<TooMuch>()) {
+        return (RejectReason::TooLarge, too_much.to_string());
+    }
     let text = error.to_string();
     let is_cut = error.kind() == std::io::ErrorKind::UnexpectedEof || text.contains("entire block");
     let reason = if is_cut { RejectReason::Truncated } else { RejectReason::Corrupt };

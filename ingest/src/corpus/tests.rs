@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use imp_schemas::reject::RejectReason;
 use imp_schemas::run_file::RunFile;
 use imp_schemas::store::Store;
 use testkit::s3::S3Server;
@@ -214,6 +215,52 @@ fn a_path_cell_may_be_a_url_and_a_media_root_may_be_one() {
         assert!(urls.contains(&want) && urls.contains(&"s3://bucket/c.jpg") && urls.len() == 2, "{urls:?}");
         assert!(found.rejects[0].detail.contains("ftp://x/d.jpg"), "{:?}", found.rejects);
     }
+}
+
+#[test]
+fn a_path_that_a_url_reads_as_another_does_not_leave_its_media_root() {
+    let dir = tempfile::tempdir().unwrap();
+    let table = "path,caption\n%2e%2E/.%2e/a.jpg,words\n\".\t./a.jpg\",words\n..a%2e/b%2e%2ec.jpg,words\n";
+    put(dir.path(), "t.csv", table);
+    let found = all(&open(&config(dir.path(), &corpus("t.csv", "media_root = \"https://x.example/m\""))).unwrap());
+    let urls: Vec<&str> = found.candidates.iter().map(url_of).collect();
+    assert_eq!(urls, ["https://x.example/m/..a%2e/b%2e%2ec.jpg"]);
+    let mut reasons: Vec<RejectReason> = found.rejects.iter().map(|reject| reject.reason).collect();
+    reasons.sort();
+    assert_eq!(reasons, [RejectReason::UnsafePath, RejectReason::MalformedRow]);
+}
+
+#[test]
+fn names_of_members_are_parted_by_backslashes_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let members: [(&str, &[u8]); 5] =
+        [("a.b\\c.jpg", b"x"), ("a.b\\c.txt", b"words"), ("d\\.jpg", b"x"), ("d\\..\\e.jpg", b"x"), ("f.jpg", b"x")];
+    put(dir.path(), "t.tar", tar_of(&members));
+    let found = all(&open(&config(dir.path(), &corpus("t.tar", ""))).unwrap());
+    let keys: Vec<&str> = found.candidates.iter().map(|c| c.key.as_str()).collect();
+    assert_eq!((keys, found.n_ignored), (vec!["a.b/c", "f"], 1));
+    assert_eq!(found.rejects.iter().map(|r| r.reason).collect::<Vec<_>>(), [RejectReason::UnsafePath]);
+}
+
+#[test]
+fn what_is_skipped_of_a_compressed_tar_counts_towards_what_it_may_unpack_to() {
+    use std::io::{Read, Write};
+    let dir = tempfile::tempdir().unwrap();
+    // A member that nobody wants, of a hundredth more than a gibibyte, and one behind it.
+    let len = (1 << 30) / 100 * 101;
+    let mut zst = zstd::Encoder::new(Vec::new(), 1).unwrap();
+    let mut header = tar::Header::new_gnu();
+    header.set_path("zeros.bin").unwrap();
+    header.set_size(len);
+    header.set_cksum();
+    zst.write_all(header.as_bytes()).unwrap();
+    std::io::copy(&mut std::io::repeat(0).take(len.next_multiple_of(512)), &mut zst).unwrap();
+    zst.write_all(&tar_of(&[("a.jpg", b"x")])).unwrap();
+    put(dir.path(), "t.tar.zst", zst.finish().unwrap());
+    let found = all(&open(&config(dir.path(), &corpus("t.tar.zst", ""))).unwrap());
+    let [reject] = &found.rejects[..] else { panic!("{found:?}") };
+    assert_eq!((found.candidates.len(), reject.reason), (0, RejectReason::TooLarge));
+    assert!(reject.detail.contains("unpacks to more than 1073741824 bytes"), "{reject:?}");
 }
 
 #[test]
