@@ -12,6 +12,7 @@ use imp_schemas::manifest::{
 use imp_schemas::media_index::media_place_batches;
 use imp_schemas::reject::RejectReason;
 use imp_schemas::shard::{Digest, rejects_key};
+use imp_schemas::side_table::that_cover;
 use imp_schemas::store::{Snapshot, Store};
 use imp_schemas::tombstone::{Hidden, Tombstone};
 use imp_schemas::version::Format;
@@ -124,6 +125,9 @@ impl Done<'_> {
         let mut runs = base_manifest.map_or_else(Vec::new, |m| m.runs.clone());
         runs.push(run);
         let media_index = index_media(store, corpus, base_manifest, &mut shards, places)?;
+        // Of the newest snapshot, whatever the run adds to: columns that were added meanwhile stay.
+        let newest = store.newest_snapshot(&corpus.name)?;
+        let side_tables = newest.map_or_else(Vec::new, |newest| that_cover(&newest.manifest.side_tables, &shards));
         Ok(Manifest {
             format: Format::Manifest.current(),
             corpus: corpus.name.clone(),
@@ -137,6 +141,7 @@ impl Done<'_> {
             rejects,
             tombstones,
             media_index,
+            side_tables,
             runs,
             n_inputs,
             n_rejected,

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use imp_schemas::shard::{manifest_key, media_index_key, rejects_key, shard_key, tombstones_key};
+use imp_schemas::shard::{manifest_key, media_index_key, rejects_key, shard_key, side_table_key, tombstones_key};
 use imp_schemas::store::{Listed, Store};
 
 use crate::error::IngestError;
@@ -43,6 +43,7 @@ pub fn collect_garbage(
         named.extend(manifest.shards.iter().map(|shard| shard_key(corpus, &shard.digest)));
         named.extend(manifest.rejects.iter().map(|table| rejects_key(corpus, &table.digest)));
         named.extend(manifest.media_index.iter().map(|table| media_index_key(corpus, &table.digest)));
+        named.extend(manifest.side_tables.iter().map(|table| side_table_key(corpus, &table.digest)));
         named.extend(manifest.tombstones.iter().map(|table| tombstones_key(corpus, &table.digest)));
     }
     let old = store.list_older_than(corpus, age)?;

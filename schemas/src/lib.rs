@@ -22,6 +22,7 @@ pub mod resolution;
 pub mod rng;
 pub mod run_file;
 pub mod shard;
+pub mod side_table;
 pub mod spectrogram;
 pub mod task;
 pub mod tombstone;

@@ -12,6 +12,7 @@ use crate::histogram::Histogram;
 use crate::modality::RecordKind;
 use crate::reject::RejectReason;
 use crate::shard::Digest;
+use crate::side_table::AddedType;
 use crate::version::{Format, Version, VersionError};
 
 /// One sealed, uploaded shard.
@@ -78,6 +79,36 @@ pub struct MediaIndexEntry {
     pub n_rows: u64,
 }
 
+/// A table of columns that were added to rows of written shards, see [`crate::side_table`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SideTableEntry {
+    pub digest: Digest,
+    /// As in [`ShardEntry`], the three.
+    pub n_bytes: u64,
+    pub footer_len: u64,
+    pub index_offset: u64,
+    pub n_rows: u64,
+    /// Those that the snapshot shows; the table may have more, which were dropped or superseded.
+    pub columns: Vec<AddedColumn>,
+    /// In the order of the table's rows, which are all rows of each; not all need be shards of the snapshot.
+    pub shards: Vec<CoveredShard>,
+}
+
+/// A column of a side table.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct AddedColumn {
+    pub name: String,
+    #[serde(rename = "type")]
+    pub kind: AddedType,
+}
+
+/// A shard whose rows a side table has, hidden ones included.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CoveredShard {
+    pub digest: Digest,
+    pub n_rows: u64,
+}
+
 /// One run of ingest that a snapshot stands on: the first wrote the corpus, later ones added to it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunEntry {
@@ -107,6 +138,9 @@ pub struct Manifest {
     /// Absent if a shard of the snapshot was written before there was one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub media_index: Option<MediaIndexEntry>,
+    /// Of one column and one shard, one table at most.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub side_tables: Vec<SideTableEntry>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub runs: Vec<RunEntry>,
     /// Records that the corpus offered: `n_records + n_rejected` to the last one.

@@ -6,6 +6,7 @@
 //! <store>/<corpus>/rejects/<digest>.parquet      every record that did not make it, with its reason
 //! <store>/<corpus>/tombstones/<digest>.parquet   rows of shards that a snapshot hides, with the reason
 //! <store>/<corpus>/indexes/<digest>.parquet      where the medium of every row of a snapshot lies, to the byte
+//! <store>/<corpus>/columns/<digest>.parquet      columns that were added to rows of shards, joined by shard and row
 //! <store>/<corpus>/commits/<digest>.json         what one unit of work became; ingest's journal, no snapshot names it
 //! <store>/<corpus>/manifests/00000001.json       the corpus, as of that snapshot; written last, never changed
 //! ```
@@ -53,6 +54,11 @@ pub fn tombstones_key(corpus: &str, digest: &Digest) -> String {
 /// Where the index of a snapshot's media lies, relative to the store's root.
 pub fn media_index_key(corpus: &str, digest: &Digest) -> String {
     format!("{corpus}/indexes/{digest}.parquet")
+}
+
+/// Where a side table lies, relative to the store's root.
+pub fn side_table_key(corpus: &str, digest: &Digest) -> String {
+    format!("{corpus}/columns/{digest}.parquet")
 }
 
 /// Where the outcome of a unit of work lies, relative to the store's root; `work` is over what goes into the unit.

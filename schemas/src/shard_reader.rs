@@ -19,9 +19,9 @@ use parquet::arrow::push_decoder::{ParquetPushDecoder, ParquetPushDecoderBuilder
 use parquet::errors::ParquetError;
 use parquet::file::metadata::{PageIndexPolicy, ParquetMetaData, ParquetMetaDataPushDecoder, ParquetMetaDataReader};
 
-use crate::manifest::ShardEntry;
+use crate::manifest::{ShardEntry, SideTableEntry};
 use crate::parquet_footer::{check_footer, check_offset_index};
-use crate::shard::{Digest, shard_key};
+use crate::shard::{Digest, shard_key, side_table_key};
 use crate::store::{Store, StoreError};
 
 /// Bytes of length and magic at the end of every Parquet file.
@@ -61,6 +61,22 @@ pub enum ShardReadError {
     Decode { shard: String, row_group: usize, range: Range<u64>, source: ParquetError },
     #[error("shard `{shard}`, row group {row_group}: got {found} rows, wanted {wanted}")]
     LostRows { shard: String, row_group: usize, found: usize, wanted: usize },
+    #[error(
+        "side table `{table}`: column `{column}` is {found}, the manifest says {wanted}; check the store with imp-shards"
+    )]
+    OtherType { table: String, column: String, found: String, wanted: String },
+    #[error("the snapshot has no added column `{column}`; it has {have}")]
+    NotAdded { column: String, have: String },
+}
+
+/// What a manifest says of a Parquet file of the store.
+struct Listed<'a> {
+    key: String,
+    digest: &'a Digest,
+    n_rows: u64,
+    n_bytes: u64,
+    footer_len: u64,
+    index_offset: u64,
 }
 
 impl ShardReader {
@@ -69,13 +85,30 @@ impl ShardReader {
     /// # Errors
     /// The store failed, the footer does not parse or has no offset index, or it is not the shard that the manifest lists.
     pub fn open(store: &Store, corpus: &str, entry: &ShardEntry) -> Result<Self, ShardReadError> {
-        let key = shard_key(corpus, &entry.digest);
+        let &ShardEntry { ref digest, n_rows, n_bytes, footer_len, index_offset, .. } = entry;
+        let key = shard_key(corpus, digest);
+        Self::open_listed(store, &Listed { key, digest, n_rows, n_bytes, footer_len, index_offset })
+    }
+
+    /// As [`ShardReader::open`], a side table, which is read as a shard is. [`crate::side_table::AddedColumns`] knows which rows are
+    /// whose.
+    ///
+    /// # Errors
+    /// As [`ShardReader::open`].
+    pub fn open_side_table(store: &Store, corpus: &str, entry: &SideTableEntry) -> Result<Self, ShardReadError> {
+        let &SideTableEntry { ref digest, n_rows, n_bytes, footer_len, index_offset, .. } = entry;
+        let key = side_table_key(corpus, digest);
+        Self::open_listed(store, &Listed { key, digest, n_rows, n_bytes, footer_len, index_offset })
+    }
+
+    fn open_listed(store: &Store, entry: &Listed<'_>) -> Result<Self, ShardReadError> {
+        let key = &entry.key;
         let shard = || key.clone();
         // The footer alone is read if the entry's offset makes no sense; the decoder then says what is wrong.
         let footer_start = entry.n_bytes.saturating_sub(entry.footer_len.saturating_add(TAIL_LEN));
         let range = entry.index_offset.min(footer_start)..entry.n_bytes;
         let fetch_failed = |source| ShardReadError::FetchFooter { shard: shard(), range: range.clone(), source };
-        let bytes = store.get_range(&key, range.clone()).map_err(fetch_failed)?;
+        let bytes = store.get_range(key, range.clone()).map_err(fetch_failed)?;
         let malformed = |source| ShardReadError::Footer { shard: shard(), range: range.clone(), source };
         let metadata = parse_footer(entry.n_bytes, range.clone(), bytes).map_err(malformed)?;
         let (mut starts, mut n_rows) = (vec![0], 0u64);
@@ -90,7 +123,7 @@ impl ShardReader {
         let options = ArrowReaderOptions::new();
         let metadata = ArrowReaderMetadata::try_new(Arc::new(metadata), options).map_err(malformed)?;
         let (digest, n_bytes) = (entry.digest.clone(), entry.n_bytes);
-        Ok(Self { store: store.clone(), key, digest, n_bytes, metadata, starts })
+        Ok(Self { store: store.clone(), key: key.clone(), digest, n_bytes, metadata, starts })
     }
 
     /// Rows of the shard.

@@ -7,6 +7,7 @@
 //! Source: DATA-PLANE.md 8.3 and 8.8.
 
 mod places;
+mod side_table;
 mod spill;
 
 use std::collections::HashMap;
@@ -25,6 +26,7 @@ use parquet::schema::types::ColumnPath;
 use tempfile::NamedTempFile;
 
 pub use self::places::media_places;
+pub use self::side_table::{SHARDS_PER_TABLE, SideTableWriter};
 use crate::media_index::{MediaPlace, media_index_batch, media_index_schema};
 use crate::modality::RecordKind;
 use crate::record::{column, huggingface_features, media_column, record_schema};

@@ -6,9 +6,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use arrow::array::AsArray;
+use arrow::datatypes::Int64Type;
 use imp_schemas::record::{column, media_column};
 use imp_schemas::shard::Digest;
 use imp_schemas::shard_reader::ShardReader;
+use imp_schemas::side_table::AddedColumns;
 use imp_schemas::store::Store;
 use imp_schemas::version::Format;
 
@@ -92,6 +94,53 @@ fn the_check_has_nothing_against_a_past_version() {
         let text = String::from_utf8_lossy(&done.stdout);
         assert_eq!(done.status.code(), Some(0), "{version}: {text}{}", String::from_utf8_lossy(&done.stderr));
     }
+}
+
+/// Key and value of the added column `n` of every row.
+fn added(store: &Store, corpus: &str) -> Vec<(String, Option<i64>)> {
+    let manifest = store.manifest(corpus).unwrap().manifest;
+    let mut added = AddedColumns::of(store, &manifest);
+    let mut all = Vec::new();
+    for entry in &manifest.shards {
+        let reader = ShardReader::open(store, corpus, entry).unwrap();
+        let rows: Vec<u64> = (0..entry.n_rows).collect();
+        let batch = added.read_joined(&reader, &rows, &[column::KEY, "n"]).unwrap();
+        let (keys, values) = (batch.column(0).as_string::<i32>(), batch.column(1).as_primitive::<Int64Type>());
+        all.extend(keys.iter().zip(values).map(|(key, n)| (key.unwrap().to_owned(), n)));
+    }
+    all
+}
+
+#[test]
+fn added_columns_follow_the_rows_of_shards_that_are_written_anew() {
+    let folder = copy("1.0");
+    let url = folder.path().to_str().unwrap();
+    let store = Store::open(url).unwrap();
+    for corpus in store.corpora().unwrap() {
+        let manifest = store.manifest(&corpus).unwrap().manifest;
+        let mut table = "key,n\n".to_owned();
+        for (i, entry) in manifest.shards.iter().enumerate() {
+            let reader = ShardReader::open(&store, &corpus, entry).unwrap();
+            for batch in reader.read_all(&[column::KEY]).unwrap() {
+                let keys = batch.column(0).as_string::<i32>();
+                // All but every third row.
+                let rows = keys.iter().flatten().enumerate().filter(|(row, _)| row % 3 != 1);
+                table += &rows.map(|(row, key)| format!("{key},{}\n", i * 1000 + row)).collect::<String>();
+            }
+        }
+        let from = folder.path().join("n.csv");
+        std::fs::write(&from, table).unwrap();
+        let done = imp_shards(&["add-columns", "--store", url, &corpus, "--from", from.to_str().unwrap()]);
+        assert!(done.status.success(), "{corpus}: {}", String::from_utf8_lossy(&done.stderr));
+        let before = added(&store, &corpus);
+        assert!(before.iter().any(|(_, n)| n.is_some()) && before.iter().any(|(_, n)| n.is_none()), "{corpus}");
+        assert!(imp_shards(&["upgrade", "--store", url, &corpus]).status.success(), "{corpus}");
+        let after = store.manifest(&corpus).unwrap().manifest;
+        assert_ne!(after.shards[0].digest, manifest.shards[0].digest, "{corpus}");
+        assert_eq!(added(&store, &corpus), before, "{corpus}");
+    }
+    let done = imp_shards(&["check", "--store", url, "--orphan-hours", "0"]);
+    assert_eq!(done.status.code(), Some(0), "{}", String::from_utf8_lossy(&done.stdout));
 }
 
 #[test]

@@ -21,6 +21,8 @@ class Corpus:
         self.medium = CORPORA[name]
         self.manifest = json.loads(max((store / name / "manifests").glob("*.json")).read_text())
         self.shards = [(entry, store / name / "shards" / f"{entry['digest']}.parquet") for entry in self.manifest["shards"]]
+        tables = self.manifest["side_tables"]
+        self.side_tables = [(entry, store / name / "columns" / f"{entry['digest']}.parquet") for entry in tables]
         self.rejects = [store / name / "rejects" / f"{table['digest']}.parquet" for table in self.manifest["rejects"]]
 
     def files(self, split: str) -> list[str]:

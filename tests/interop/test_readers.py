@@ -12,6 +12,8 @@ import soundfile
 from blake3 import blake3
 from PIL import Image
 
+from scores import lang_of, score_of
+
 
 def digests_of(media) -> list[str]:
     return [blake3(bytes(m)).hexdigest() for m in media]
@@ -83,6 +85,34 @@ def test_polars_reads_media_as_a_struct_of_binary_and_text(corpus, wanted):
         assert frame["tokens"].to_list() == table["tokens"].to_pylist()
         lazy = polars.scan_parquet(path).filter(polars.col("bytes_len") > 0).select("key").collect()
         assert lazy["key"].to_list() == table["key"].to_pylist()
+
+
+def test_added_columns_open_in_each_reader_and_join_with_the_shards_by_file_name_and_row(corpus, tmp_path):
+    assert corpus.side_tables
+    shards = [str(path) for _, path in corpus.shards]
+    tables = [str(path) for _, path in corpus.side_tables]
+    for entry, path in corpus.side_tables:
+        assert blake3(path.read_bytes()).hexdigest() == entry["digest"]
+        table = pq.read_table(path)
+        assert table.column_names == ["shard", "row", "score", "lang"]
+        assert [str(field.type) for field in table.schema] == ["string", "int64", "float", "string"]
+        ids = [(shard["digest"], row) for shard in entry["shards"] for row in range(shard["n_rows"])]
+        assert list(zip(table["shard"].to_pylist(), table["row"].to_pylist())) == ids
+        frame = polars.read_parquet(path)
+        assert frame["score"].to_list() == table["score"].to_pylist()
+        loaded = datasets.load_dataset("parquet", data_files=str(path), split="train", cache_dir=tmp_path)
+        assert loaded["lang"][:] == table["lang"].to_pylist()
+    joined = duckdb.sql(
+        f"""
+        select s.bytes_len, a.score, a.lang
+        from read_parquet({shards}, filename = true, file_row_number = true) s
+        left join read_parquet({tables}) a
+          on a.shard = parse_filename(s.filename, true) and a.row = s.file_row_number
+        """
+    ).fetchall()
+    assert len(joined) == sum(entry["n_rows"] for entry, _ in corpus.shards)
+    assert all((score, lang) == (score_of(size), lang_of(size)) for size, score, lang in joined)
+    assert any(score is not None for _, score, _ in joined)
 
 
 @pytest.fixture

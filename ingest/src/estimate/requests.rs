@@ -67,8 +67,8 @@ impl CorpusRequests {
             false => 0.0,
         };
         let of_duplicates = n_passes * (self.n_shards + self.n_groups);
-        // The index of media; the snapshots that are there, and the manifest.
-        self.n_of_units + of_duplicates + put_new(n_records * INDEX_ROW_BYTES) + 2.0
+        // The index of media; the snapshots that are there, for their side tables and for the next number; the manifest.
+        self.n_of_units + of_duplicates + put_new(n_records * INDEX_ROW_BYTES) + 3.0
     }
 }
 

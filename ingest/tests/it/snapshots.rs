@@ -1,12 +1,16 @@
 //! Snapshots: what is published is never changed, only followed by another.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
+use arrow::array::{Array, Int32Array};
 use imp_ingest::{Mode, Progress, Rank, Report, RunOptions, collect_garbage, roll_back, run_as, withdraw};
-use imp_schemas::manifest::Manifest;
+use imp_schemas::manifest::{AddedColumn, Manifest, SideTableEntry};
 use imp_schemas::reject::RejectReason;
-use imp_schemas::shard::Digest;
+use imp_schemas::shard::{Digest, manifest_key, side_table_key};
+use imp_schemas::shard_writer::SideTableWriter;
+use imp_schemas::side_table::{AddedColumns, AddedType, ScalarType};
 use imp_schemas::store::Store;
 
 use crate::common::{World, batches, jpeg, png, seen, tar_of};
@@ -201,6 +205,66 @@ fn withdrawn_records_are_hidden_and_a_rollback_shows_them_again() {
     assert_eq!(roll_back(&store, "c", 1).unwrap().published.version, 3);
     assert_eq!(store.manifest("c").unwrap().manifest, store.snapshot("c", 1).unwrap().manifest);
     assert!(roll_back(&store, "c", 9).unwrap_err().to_string().contains("it has 1, 2, 3"));
+}
+
+/// Adds a column of ones to every row of the newest snapshot's shards, as `imp-shards add-columns` does.
+fn add_column(store: &Store, name: &str) -> SideTableEntry {
+    let snapshot = store.manifest("c").unwrap();
+    let kind = AddedType { scalar: ScalarType::Int32, is_list: false };
+    let columns = [AddedColumn { name: name.to_owned(), kind }];
+    let mut writer = SideTableWriter::create("a test", "c", &columns).unwrap();
+    for shard in &snapshot.manifest.shards {
+        let n = shard.n_rows as usize;
+        writer.write(&shard.digest, &[Arc::new(Int32Array::from(vec![1; n]))], n).unwrap();
+    }
+    let (file, entry) = writer.seal().unwrap();
+    store.put_file(&side_table_key("c", &entry.digest), file.path()).unwrap();
+    let mut manifest = snapshot.manifest;
+    manifest.side_tables.push(entry.clone());
+    let key = manifest_key("c", snapshot.version + 1);
+    assert!(store.put_if_absent(&key, manifest.to_bytes().unwrap().into()).unwrap());
+    entry
+}
+
+#[test]
+fn added_columns_stay_as_long_as_a_shard_of_theirs() {
+    let world = World::new();
+    table(&world, &["a", "b", "c", "d", "e"]);
+    run(&world, TABLE, Mode::Replace);
+    let store = world.store("store");
+    let tables = || store.manifest("c").unwrap().manifest.side_tables;
+    let entry = add_column(&store, "score");
+    // The same corpus again is the same snapshot, what was added to it included.
+    assert!(!run(&world, TABLE, Mode::Replace).corpora[0].published.is_new);
+    withdraw(&store, "c", &["a".to_owned()], "asked by its owner").unwrap();
+    assert_eq!(tables(), std::slice::from_ref(&entry));
+    table(&world, &["x", "late"]);
+    run(&world, TABLE, Mode::Append);
+    assert_eq!(tables(), std::slice::from_ref(&entry));
+    world.put("c/late.jpg", jpeg(50));
+    run(&world, TABLE, Mode::Retry(vec![RejectReason::MissingFile]));
+    let newest = store.manifest("c").unwrap();
+    assert_eq!(newest.manifest.side_tables, std::slice::from_ref(&entry));
+    // Rows that came later are covered by no table, and read as null; those of before have their values.
+    let mut added = AddedColumns::of(&store, &newest.manifest);
+    let nulls = newest.manifest.shards.iter().map(|shard| {
+        let rows: Vec<u64> = (0..shard.n_rows).collect();
+        added.read(&shard.digest, &rows, &["score"]).unwrap().column(0).null_count() as u64
+    });
+    assert_eq!((nulls.sum::<u64>(), entry.n_rows), (2, 5));
+    // What another column is named is collected with the snapshots that name it.
+    let other = add_column(&store, "other");
+    roll_back(&store, "c", 2).unwrap();
+    assert_eq!(tables(), std::slice::from_ref(&entry));
+    collect_garbage(&store, "c", None, Duration::ZERO, true).unwrap();
+    let is_there = |entry: &SideTableEntry| store.size(&side_table_key("c", &entry.digest)).unwrap().is_some();
+    assert!(is_there(&entry) && is_there(&other));
+    collect_garbage(&store, "c", Some(1), Duration::ZERO, true).unwrap();
+    assert!(is_there(&entry) && !is_there(&other));
+    // Of another corpus no shard is covered.
+    table(&world, &["y", "z"]);
+    run(&world, TABLE, Mode::Replace);
+    assert!(tables().is_empty());
 }
 
 #[test]

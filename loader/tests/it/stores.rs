@@ -109,6 +109,7 @@ impl<'a> Corpus<'a> {
             rejects: Vec::new(),
             tombstones: None,
             media_index: None,
+            side_tables: Vec::new(),
             runs: Vec::new(),
             n_inputs: n_records,
             n_records,

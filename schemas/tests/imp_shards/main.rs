@@ -3,6 +3,7 @@
 #![cfg(feature = "cli")]
 
 mod check;
+mod columns;
 mod store;
 mod views;
 

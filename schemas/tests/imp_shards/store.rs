@@ -276,6 +276,7 @@ pub fn write_into(folder: &Path, plan: &Plan) {
         rejects: vec![RejectsEntry { digest: rejects_digest, n_rows: 1 }],
         tombstones,
         media_index: plan.media_place.map(|place| media_index(folder, place, media.len())),
+        side_tables: Vec::new(),
         runs: Vec::new(),
         n_rejected,
         broken_rules: BTreeMap::new(),

@@ -9,6 +9,7 @@ mod media_index;
 mod numbers;
 mod objects;
 mod shard;
+mod side_tables;
 
 use std::io::{IsTerminal, Write};
 use std::time::Duration;

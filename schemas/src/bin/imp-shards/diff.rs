@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 
 use imp_schemas::manifest::Manifest;
+use imp_schemas::shard::Digest;
 use imp_schemas::store::{Snapshot, Store};
 use serde::Serialize;
 use serde_json::Value;
@@ -79,6 +80,10 @@ pub(crate) struct Diff {
     pub classes_added: Vec<String>,
     pub classes_removed: Vec<String>,
     pub tokenizer_changed: bool,
+    pub columns_added: Vec<String>,
+    pub columns_removed: Vec<String>,
+    /// On both sides, with other values, another type, or for other shards.
+    pub columns_changed: Vec<String>,
     pub schema_version: Option<[String; 2]>,
     pub config: Vec<ConfigChange>,
 }
@@ -137,6 +142,7 @@ fn compare(from: (&Store, &Snapshot), to: (&Store, &Snapshot), corpus: &str) -> 
     };
     let mut config = Vec::new();
     config_changes("", &a.config, &b.config, &mut config);
+    let [columns_added, columns_removed, columns_changed] = columns(a, b);
     let versions = [a.schema_version.to_string(), b.schema_version.to_string()];
     Ok(Diff {
         corpus: corpus.to_owned(),
@@ -153,6 +159,9 @@ fn compare(from: (&Store, &Snapshot), to: (&Store, &Snapshot), corpus: &str) -> 
         classes_added: missing(b, a),
         classes_removed: missing(a, b),
         tokenizer_changed: a.tokenizer != b.tokenizer,
+        columns_added,
+        columns_removed,
+        columns_changed,
         schema_version: (versions[0] != versions[1]).then_some(versions),
         config,
     })
@@ -178,6 +187,25 @@ fn shards(a: &Manifest, b: &Manifest) -> Shards {
         new_bytes: new().map(|s| s.n_bytes).sum(),
         gone_bytes: gone().map(|s| s.n_bytes).sum(),
     }
+}
+
+/// Columns that were added later: those that only `b` has, only `a` has, and both with other tables behind them.
+fn columns(a: &Manifest, b: &Manifest) -> [Vec<String>; 3] {
+    let tables = |m: &Manifest| {
+        let mut tables: BTreeMap<String, BTreeSet<Digest>> = BTreeMap::new();
+        for table in &m.side_tables {
+            for column in &table.columns {
+                tables.entry(column.name.clone()).or_default().insert(table.digest.clone());
+            }
+        }
+        tables
+    };
+    let (had, has) = (tables(a), tables(b));
+    let only = |these: &BTreeMap<String, _>, those: &BTreeMap<String, _>| -> Vec<String> {
+        these.keys().filter(|name| !those.contains_key(*name)).cloned().collect()
+    };
+    let changed = had.iter().filter(|(name, tables)| has.get(*name).is_some_and(|others| others != *tables));
+    [only(&has, &had), only(&had, &has), changed.map(|(name, _)| name.clone()).collect()]
 }
 
 /// Walks both trees; a path such as `limits.max_pixels` names a leaf.

@@ -1,10 +1,11 @@
 //! `imp-shards`: looks into the shards of a store.
 //!
 //! In: a store and the names of corpora in it. Out: findings, rows, counts, a page, for people or as JSON. Never: a write to
-//! the store, but for `upgrade`, which adds a snapshot.
+//! the store, but for `upgrade`, `add-columns` and `drop-columns`, which add a snapshot.
 //! Exit status of `check`: 0 nothing found, 1 findings, 2 the check could not run; of the rest 0 or 2.
 
 mod check;
+mod columns;
 mod diff;
 mod finding;
 mod page;
@@ -22,6 +23,9 @@ use clap::{Parser, Subcommand};
 use imp_schemas::manifest::ManifestError;
 use imp_schemas::shard_reader::ShardReadError;
 use imp_schemas::store::{Store, StoreError};
+
+/// What is written says who wrote it; never a time.
+const PROGRAM: &str = concat!("imp-shards ", env!("CARGO_PKG_VERSION"));
 
 #[derive(Parser)]
 #[command(name = "imp-shards", version, about = "Checks, shows and counts the shards of a store")]
@@ -42,9 +46,16 @@ Kinds of findings:
   version footer schema types null                                    what a reader relies on
   row_group pages encoding bloom                                      what a random read costs
   count statistics tombstones rejects media_index                     the manifest against the rows
+  side_table                                                          columns that were added later
   key duplicate_key split media media_digest caption tokens label     rows
   decode planning                                                     media that were decoded (--decode)
   old_snapshot orphan                                                 beside the newest snapshot";
+
+const ADD_HELP: &str = "\
+A column that was added before is replaced; with --update only where FILE names the record. Types: bool, int32, int64,
+float32, float64, utf8, and lists of these; other numbers become the next wider one, in CSV and JSON the type is the one that
+fits all rows. The values are side tables, CORPUS/columns/*.parquet: join them with the shards by file name and row number.
+Temporary files take about twice the size of FILE, uncompressed.";
 
 #[derive(Subcommand)]
 enum Command {
@@ -113,6 +124,34 @@ enum Command {
         #[arg(long)]
         dry_run: bool,
     },
+    /// Adds columns to a published corpus from a table of values by record key, as a new snapshot; no shard is written anew
+    #[command(after_help = ADD_HELP)]
+    AddColumns {
+        #[arg(long)]
+        store: String,
+        corpus: String,
+        /// A table of values by record key: .parquet, .csv, .tsv or .jsonl
+        #[arg(long, value_name = "FILE")]
+        from: PathBuf,
+        /// The column of FILE with the records' keys
+        #[arg(long, default_value = "key")]
+        key: String,
+        /// Columns of FILE to add; all but the key without it
+        #[arg(long, value_delimiter = ',')]
+        columns: Vec<String>,
+        /// Records that FILE does not name keep the values they have; null without it
+        #[arg(long)]
+        update: bool,
+    },
+    /// Publishes a snapshot without some of the columns that were added
+    DropColumns {
+        #[arg(long)]
+        store: String,
+        corpus: String,
+        /// Such as a,b
+        #[arg(required = true, value_delimiter = ',')]
+        columns: Vec<String>,
+    },
     /// Writes one HTML page that opens without a network: media, captions, charts, rejects
     Page {
         #[arg(long)]
@@ -167,8 +206,14 @@ enum ShardsError {
     Columns { shard: String, source: arrow::error::ArrowError },
     #[error("shard `{shard}` has no version of its schema in its footer; run imp-shards check")]
     NoVersion { shard: String },
-    #[error("snapshot {snapshot} of corpus `{corpus}` was published by another program just now; run upgrade again")]
+    #[error(
+        "snapshot {snapshot} of corpus `{corpus}` was published by another program just now; run the command again"
+    )]
     Overtaken { corpus: String, snapshot: u64 },
+    #[error(transparent)]
+    AddedColumns(#[from] columns::ColumnsError),
+    #[error("an added column cannot be shown as text")]
+    Format(#[source] arrow::error::ArrowError),
     #[error("cannot write the report as JSON")]
     Json(#[from] serde_json::Error),
     #[error("the page's template fails")]
@@ -192,6 +237,11 @@ fn main() -> ExitCode {
             diff::run(&store, &args).map(|()| true)
         }
         Command::Upgrade { store, corpus, dry_run } => upgrade::run(&store, &corpus, dry_run).map(|()| true),
+        Command::AddColumns { store, corpus, from, key, columns, update } => {
+            let args = columns::AddArgs { corpus: &corpus, from: &from, key: &key, columns: &columns, update };
+            columns::add(&store, &args).map(|()| true)
+        }
+        Command::DropColumns { store, corpus, columns } => columns::drop(&store, &corpus, &columns).map(|()| true),
         Command::Page { store, corpus, out, n, split, snapshot } => {
             let out = out.unwrap_or_else(|| PathBuf::from(format!("{corpus}.html")));
             let args = page::PageArgs { corpus: &corpus, snapshot, split: split.as_deref(), n, out: &out };

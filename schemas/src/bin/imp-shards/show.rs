@@ -4,10 +4,13 @@
 
 use std::io::Write;
 
+use arrow::record_batch::RecordBatch;
+use arrow::util::display::{ArrayFormatter, FormatOptions};
 use comfy_table::{ContentArrangement, Table, presets};
 use imp_schemas::modality::RecordKind;
 use imp_schemas::record::{column, media_column, record_schema};
 use imp_schemas::shard_reader::ShardReader;
+use imp_schemas::side_table::AddedColumns;
 use imp_schemas::store::Store;
 use imp_schemas::tombstone::{Hidden, row_of_live};
 
@@ -28,7 +31,9 @@ pub(crate) fn run(url: &str, corpus: &str, split: Option<&str>, n_rows: u64) -> 
     let kind = manifest.kind;
     let mut table = Table::new();
     table.load_style(presets::UTF8_BORDERS_ONLY).set_content_arrangement(ContentArrangement::Dynamic);
-    table.set_header(header(kind));
+    let mut added = AddedColumns::of(&store, &manifest);
+    let names = added.names();
+    table.set_header(header(kind).into_iter().map(str::to_owned).chain(names.iter().cloned()));
     let hidden = Hidden::of(&store.tombstones(&manifest)?);
     let mut left = n_rows;
     for entry in shards {
@@ -42,14 +47,28 @@ pub(crate) fn run(url: &str, corpus: &str, split: Option<&str>, n_rows: u64) -> 
         let mut columns = present(&reader, &schema);
         columns.retain(|name| *name != media_column(kind));
         let batch = reader.read(&rows, &columns)?;
-        for row in lines(&Rows { corpus, batch: &batch }, kind)? {
-            table.add_row(row);
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let values = texts(&added.read(&entry.digest, &rows, &names)?)?;
+        for (row, values) in lines(&Rows { corpus, batch: &batch }, kind)?.into_iter().zip(values) {
+            table.add_row(row.into_iter().chain(values));
         }
         left -= rows.len() as u64;
     }
     // A closed pipe is no error.
     let _ = writeln!(std::io::stdout(), "{table}");
     Ok(())
+}
+
+/// Values of any type, row by row.
+fn texts(batch: &RecordBatch) -> Result<Vec<Vec<String>>, ShardsError> {
+    let options = FormatOptions::default().with_null("-");
+    let columns = batch.columns().iter().map(|column| ArrayFormatter::try_new(column.as_ref(), &options));
+    let columns = columns.collect::<Result<Vec<_>, _>>().map_err(ShardsError::Format)?;
+    let of_row = |row: usize| {
+        let values = columns.iter().map(|column| column.value(row).try_to_string().map(|text| cut(&text)));
+        values.collect::<Result<_, _>>().map_err(ShardsError::Format)
+    };
+    (0..batch.num_rows()).map(of_row).collect()
 }
 
 fn header(kind: RecordKind) -> Vec<&'static str> {

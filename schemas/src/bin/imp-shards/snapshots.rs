@@ -23,6 +23,7 @@ struct Line {
     n_bytes: u64,
     n_rejected: u64,
     n_tombstones: u64,
+    added_columns: Vec<String>,
 }
 
 /// Lists and prints.
@@ -56,6 +57,7 @@ pub(crate) fn run(url: &str, corpus: &str, json: bool) -> Result<(), ShardsError
             n_bytes: manifest.shards.iter().map(|s| s.n_bytes).sum(),
             n_rejected: manifest.n_rejected.values().sum(),
             n_tombstones: manifest.tombstones.as_ref().map_or(0, |t| t.n_rows),
+            added_columns: manifest.added_columns().into_iter().map(|column| column.name).collect(),
         });
         before = manifest.shards.into_iter().map(|s| s.digest).collect();
     }
@@ -77,13 +79,13 @@ fn table(lines: &[Line]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::UTF8_BORDERS_ONLY);
     table.set_header([
-        "snapshot", "manifest", "schema", "records", "inputs", "shards", "new", "MiB", "rejects", "hidden",
+        "snapshot", "manifest", "schema", "records", "inputs", "shards", "new", "MiB", "rejects", "hidden", "added",
     ]);
     for l in lines {
         let mib = format!("{:.1}", l.n_bytes as f64 / f64::from(1 << 20));
         let counts = [l.n_records, l.n_inputs, l.n_shards, l.n_new_shards].map(|n| n.to_string());
         let head = [l.version.to_string(), l.digest.chars().take(12).collect(), l.schema_version.clone()];
-        let tail = [mib, l.n_rejected.to_string(), l.n_tombstones.to_string()];
+        let tail = [mib, l.n_rejected.to_string(), l.n_tombstones.to_string(), l.added_columns.join(" ")];
         table.add_row(head.into_iter().chain(counts).chain(tail));
     }
     table

@@ -6,10 +6,14 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 
+use arrow::array::{Array, ArrayRef, AsArray};
+use arrow::compute::cast;
+use arrow::datatypes::{DataType, Float64Type};
 use comfy_table::{Table, presets};
-use imp_schemas::manifest::Manifest;
+use imp_schemas::manifest::{AddedColumn, Manifest};
 use imp_schemas::record::column;
 use imp_schemas::shard_reader::ShardReader;
+use imp_schemas::side_table::{AddedColumns, AddedType, ScalarType};
 use imp_schemas::store::{Snapshot, Store};
 use imp_schemas::tombstone::Hidden;
 use serde::Serialize;
@@ -32,6 +36,42 @@ impl Spread {
         self.greatest = self.greatest.max(value);
         self.mean = (self.mean * self.n as f64 + value as f64) / (self.n + 1) as f64;
         self.n += 1;
+    }
+}
+
+/// An added column over the records.
+#[derive(Debug, Serialize)]
+struct AddedStats {
+    #[serde(rename = "type")]
+    kind: AddedType,
+    n_null: u64,
+    n_nan: u64,
+    /// Of numbers that are none of the two, and of bools as 0 and 1.
+    n_numbers: u64,
+    least: Option<f64>,
+    mean: Option<f64>,
+    greatest: Option<f64>,
+}
+
+impl AddedStats {
+    fn add(&mut self, column: &ArrayRef) {
+        self.n_null += column.null_count() as u64;
+        if self.kind.is_list || self.kind.scalar == ScalarType::Utf8 {
+            return;
+        }
+        let Ok(values) = cast(column, &DataType::Float64) else { return };
+        let Some(values) = values.as_primitive_opt::<Float64Type>() else { return };
+        for value in values.iter().flatten() {
+            if value.is_nan() {
+                self.n_nan += 1;
+                continue;
+            }
+            self.n_numbers += 1;
+            self.least = Some(self.least.map_or(value, |least| least.min(value)));
+            self.greatest = Some(self.greatest.map_or(value, |greatest| greatest.max(value)));
+            let mean = self.mean.unwrap_or(0.0);
+            self.mean = Some(mean + (value - mean) / self.n_numbers as f64);
+        }
     }
 }
 
@@ -58,6 +98,7 @@ struct CorpusStats {
     tokens_per_caption: Spread,
     vocab_size: usize,
     n_rejected: BTreeMap<&'static str, u64>,
+    added_columns: BTreeMap<String, AddedStats>,
 }
 
 /// Counts and prints.
@@ -108,7 +149,15 @@ fn count(store: &Store, corpus: &str, snapshot: u64, manifest: &Manifest) -> Res
         tokens_per_caption: Spread::default(),
         vocab_size: manifest.tokenizer.vocab_size,
         n_rejected: manifest.n_rejected.iter().map(|(reason, n)| (reason.name(), *n)).collect(),
+        added_columns: BTreeMap::new(),
     };
+    for AddedColumn { name, kind } in manifest.added_columns() {
+        let empty = AddedStats { kind, n_null: 0, n_nan: 0, n_numbers: 0, least: None, mean: None, greatest: None };
+        stats.added_columns.insert(name, empty);
+    }
+    let mut added = AddedColumns::of(store, manifest);
+    let names = added.names();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
     let hidden = Hidden::of(&store.tombstones(manifest)?);
     for entry in &manifest.shards {
         let empty = SplitStats { n_shards: 0, n_records: 0, media_bytes: 0, store_bytes: 0 };
@@ -123,7 +172,13 @@ fn count(store: &Store, corpus: &str, snapshot: u64, manifest: &Manifest) -> Res
         }
         let reader = ShardReader::open(store, corpus, entry)?;
         let columns = [column::CAPTIONS, column::TOKENS, column::LABEL];
-        for_live(&reader, corpus, &hidden.rows(&entry.digest), &columns, |_, rows| {
+        for_live(&reader, corpus, &hidden.rows(&entry.digest), &columns, |places, rows| {
+            let values = added.read(&entry.digest, places, &names)?;
+            for (field, column) in values.schema_ref().fields().iter().zip(values.columns()) {
+                if let Some(stats) = stats.added_columns.get_mut(field.name()) {
+                    stats.add(column);
+                }
+            }
             rows.captions()?.iter().for_each(|c| stats.captions_per_record.add(c.len() as u64));
             rows.tokens()?.iter().flatten().for_each(|t| stats.tokens_per_caption.add(t.len() as u64));
             for label in rows.texts(column::LABEL)?.into_iter().flatten() {
@@ -155,6 +210,17 @@ fn to_text(stats: &CorpusStats) -> String {
         [("captions a record", &stats.captions_per_record), ("tokens a caption", &stats.tokens_per_caption)]
     {
         lines.push(format!("  {what}: {} to {}, mean {:.2}", spread.least, spread.greatest, spread.mean));
+    }
+    for (name, column) in &stats.added_columns {
+        let AddedStats { kind, n_null, n_nan, least, mean, greatest, .. } = column;
+        let mut line = format!("  added {name} ({kind}): {n_null} null");
+        if *n_nan > 0 {
+            line += &format!(", {n_nan} NaN");
+        }
+        if let (Some(least), Some(mean), Some(greatest)) = (least, mean, greatest) {
+            line += &format!(", {least} to {greatest}, mean {mean:.4}");
+        }
+        lines.push(line);
     }
     lines.push(format!("  vocabulary: {} ids", stats.vocab_size));
     if stats.n_classes > 0 {
@@ -197,6 +263,11 @@ fn side_by_side(a: &CorpusStats, b: &CorpusStats) -> Vec<(String, f64, f64)> {
         for (name, [least, greatest]) in &s.ranges {
             numbers.insert(format!("least {name}"), *least);
             numbers.insert(format!("greatest {name}"), *greatest);
+        }
+        for (name, column) in &s.added_columns {
+            numbers.insert(format!("added {name}: null"), column.n_null as f64);
+            let mean = column.mean.map(|mean| (format!("added {name}: mean"), mean));
+            numbers.extend(mean);
         }
         numbers.extend(s.n_by_class.iter().map(|(class, n)| (format!("class {class}"), *n as f64)));
         numbers.extend(s.n_rejected.iter().map(|(reason, n)| (format!("rejected {reason}"), *n as f64)));

@@ -20,11 +20,11 @@ use imp_schemas::store::Store;
 use imp_schemas::tombstone::tombstone_batch;
 use imp_schemas::version::{Format, Version};
 
-use crate::ShardsError;
 use crate::check::Numbers;
+use crate::columns;
 use crate::rows::{Rows, present};
+use crate::{PROGRAM, ShardsError};
 
-const PROGRAM: &str = concat!("imp-shards ", env!("CARGO_PKG_VERSION"));
 /// Media that are held together.
 const WINDOW_BYTES: i64 = 16 << 20;
 const WINDOW_ROWS: usize = 512;
@@ -63,6 +63,7 @@ pub(crate) fn run(url: &str, corpus: &str, dry_run: bool) -> Result<(), ShardsEr
         renamed.insert(std::mem::replace(&mut manifest.shards[i], entry.clone()).digest, entry.digest);
     }
     manifest.tombstones = rename_tombstones(&store, &manifest, &renamed)?;
+    manifest.side_tables = columns::renamed(&store, &manifest, &renamed)?;
     // It names shards as they were; a snapshot of shards from before there was one has none.
     manifest.media_index = None;
     manifest.histograms = histograms;

@@ -13,7 +13,7 @@ use imp_schemas::store::{Snapshot, Store, StoreError};
 use imp_schemas::tombstone::Hidden;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
-use super::{Checked, Probe, media_index, numbers, objects, shard};
+use super::{Checked, Probe, media_index, numbers, objects, shard, side_tables};
 use crate::ShardsError;
 use crate::finding::Findings;
 
@@ -78,6 +78,7 @@ pub(crate) fn check(
         numbers::check_histograms(name, manifest, &corpus.histograms, findings);
     }
     media_index::check(store, name, &snapshot, findings)?;
+    side_tables::check(store, manifest, findings)?;
     objects::check(store, name, *version, orphan_age, findings)?;
     Ok(Checked {
         corpus: name.to_owned(),

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use imp_schemas::manifest::Manifest;
-use imp_schemas::shard::{media_index_key, rejects_key, shard_key, tombstones_key};
+use imp_schemas::shard::{media_index_key, rejects_key, shard_key, side_table_key, tombstones_key};
 use imp_schemas::store::{Store, StoreError};
 
 use super::corpus::chain;
@@ -14,7 +14,7 @@ use crate::ShardsError;
 use crate::finding::Findings;
 
 /// Folders whose objects only a manifest makes part of a corpus.
-const NAMED: [&str; 4] = ["shards", "rejects", "tombstones", "indexes"];
+const NAMED: [&str; 5] = ["shards", "rejects", "tombstones", "indexes", "columns"];
 
 pub(super) fn check(
     store: &Store,
@@ -65,7 +65,8 @@ fn objects(corpus: &str, manifest: &Manifest) -> BTreeMap<String, Option<u64>> {
     let rejects = manifest.rejects.iter().map(|t| (rejects_key(corpus, &t.digest), None));
     let tombstones = manifest.tombstones.iter().map(|t| (tombstones_key(corpus, &t.digest), None));
     let index = manifest.media_index.iter().map(|t| (media_index_key(corpus, &t.digest), None));
-    shards.chain(rejects).chain(tombstones).chain(index).collect()
+    let added = manifest.side_tables.iter().map(|t| (side_table_key(corpus, &t.digest), Some(t.n_bytes)));
+    shards.chain(rejects).chain(tombstones).chain(index).chain(added).collect()
 }
 
 fn orphans(

@@ -5,7 +5,7 @@ use imp_schemas::media_index::MediaPlace;
 use imp_schemas::record::{column, huggingface_features, record_schema};
 use imp_schemas::shard::{Digest, footer, shard_key};
 use imp_schemas::shard_reader::{ShardReadError, ShardReader};
-use imp_schemas::store::StoreError;
+use imp_schemas::store::{Store, StoreError};
 use imp_schemas::version::{Format, Version};
 use indicatif::ProgressBar;
 use parquet::arrow::{ARROW_SCHEMA_META_KEY, parquet_to_arrow_schema};
@@ -41,7 +41,7 @@ pub(crate) fn check(
         findings.push("size", key, format!("it has {n_bytes} bytes, the manifest says {}", entry.n_bytes), AGAIN);
         return Ok(());
     }
-    let found = digest_of(corpus, &key, n_bytes, bar)?;
+    let found = digest_of(corpus.store, &key, n_bytes, bar)?;
     let intact = found == entry.digest;
     if !intact {
         findings.push(
@@ -92,12 +92,13 @@ fn unreadable(error: ShardReadError, key: &str, findings: &mut Findings) -> Resu
     Ok(())
 }
 
-fn digest_of(corpus: &Corpus<'_>, key: &str, n_bytes: u64, bar: &ProgressBar) -> Result<Digest, ShardsError> {
+/// Of a whole object, a range at a time.
+pub(super) fn digest_of(store: &Store, key: &str, n_bytes: u64, bar: &ProgressBar) -> Result<Digest, ShardsError> {
     let mut hasher = blake3::Hasher::new();
     let mut at = 0;
     while at < n_bytes {
         let end = (at + WINDOW_BYTES).min(n_bytes);
-        hasher.update(&corpus.store.get_range(key, at..end)?);
+        hasher.update(&store.get_range(key, at..end)?);
         bar.inc(end - at);
         at = end;
     }

@@ -59,6 +59,12 @@ pub(super) fn text(diff: &Diff) -> String {
     if diff.tokenizer_changed {
         lines.push("  tokenizer  another; every `tokens` column differs".to_owned());
     }
+    for (what, columns) in
+        [("new column", &diff.columns_added), ("lost column", &diff.columns_removed), ("column", &diff.columns_changed)]
+    {
+        let other = if what == "column" { ": other values" } else { "" };
+        lines.extend(columns.iter().map(|column| format!("  {what:<10} {column}{other}")));
+    }
     if let Some([from, to]) = &diff.schema_version {
         lines.push(format!("  schema     {from} → {to}"));
     }
