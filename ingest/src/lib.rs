@@ -117,6 +117,10 @@ pub fn run_as(
     for job in jobs.iter_mut().filter(|job| job.is_chosen) {
         job.do_units(store, &tokenizer, options.rank, progress)?;
     }
+    // Only now: of all workers, the one whose last commit is the last of the run finds all of them.
+    for job in jobs.iter_mut().filter(|job| job.is_chosen) {
+        job.look_at_others(store)?;
+    }
     let waiting: Vec<Waiting> = jobs.iter().filter(|job| job.is_chosen).filter_map(Job::waits).collect();
     let mut corpora = Vec::new();
     if waiting.is_empty() {
@@ -148,6 +152,8 @@ struct Job<'a> {
     surveyed: Surveyed,
     /// Whether the run writes it; the others only lend their captions to the tokenizer.
     is_chosen: bool,
+    /// What goes into each unit; the names of their commits.
+    work: Vec<Digest>,
     journal: Journal,
     seconds: f64,
 }
@@ -182,10 +188,11 @@ impl<'a> Job<'a> {
         };
         let listing = Listing::open(config, corpus)?;
         let (surveyed, journal, seconds) = (Surveyed::default(), Journal::new(listing.n_units())?, 0.0);
-        Ok(Self { config, corpus, listing, base, retried, surveyed, is_chosen, journal, seconds })
+        let work = Vec::new();
+        Ok(Self { config, corpus, listing, base, retried, surveyed, is_chosen, work, journal, seconds })
     }
 
-    /// Does this worker's units that nobody has done yet, then looks which units are done.
+    /// Does this worker's units that nobody has done yet.
     fn do_units(
         &mut self,
         store: &Store,
@@ -199,14 +206,14 @@ impl<'a> Job<'a> {
         let work = UnitWork { config, corpus, classes, tokenizer, store, sources };
         let retried = self.retried.as_ref().map(|retried| &retried.digest);
         let n_units = self.listing.n_units();
-        let digests: Vec<Digest> = (0..n_units)
+        self.work = (0..n_units)
             .map(|unit| work.digest(&self.listing.identity(unit)?, retried))
             .collect::<Result<_, IngestError>>()?;
         let expected = self.retried.as_ref().map_or(self.surveyed.n_worded, Retried::n_inputs);
         let mut seen = Seen { n_expected: expected, ..Seen::default() };
         progress.begin(&corpus.name, n_units, expected);
         for unit in (0..n_units).filter(|&unit| rank.does(unit)) {
-            let commit = match UnitCommit::load(store, &corpus.name, &digests[unit])? {
+            let commit = match UnitCommit::load(store, &corpus.name, &self.work[unit])? {
                 Some(commit) => {
                     seen.n_inputs += commit.n_inputs;
                     seen.n_rejected += commit.n_rejected.values().sum::<u64>();
@@ -218,19 +225,27 @@ impl<'a> Job<'a> {
                         Some(retried) => retried.keep(found),
                         None => found,
                     };
-                    work.pack(found, &mut seen, progress)?.store(store, &corpus.name, &digests[unit])?
+                    work.pack(found, &mut seen, progress)?.store(store, &corpus.name, &self.work[unit])?
                 }
             };
             progress.unit_done(commit.n_inputs);
             self.journal.add(unit, commit)?;
         }
-        for unit in (0..n_units).filter(|&unit| !rank.does(unit)) {
-            if let Some(commit) = UnitCommit::load(store, &corpus.name, &digests[unit])? {
+        progress.end();
+        self.seconds = started.elapsed().as_secs_f64();
+        Ok(())
+    }
+
+    /// Looks which units of other workers are done.
+    fn look_at_others(&mut self, store: &Store) -> Result<(), IngestError> {
+        for (unit, work) in self.work.iter().enumerate() {
+            if self.journal.commits[unit].is_some() {
+                continue;
+            }
+            if let Some(commit) = UnitCommit::load(store, &self.corpus.name, work)? {
                 self.journal.add(unit, commit)?;
             }
         }
-        progress.end();
-        self.seconds = started.elapsed().as_secs_f64();
         Ok(())
     }
 

@@ -15,7 +15,7 @@ pub mod histogram;
 pub mod manifest;
 pub mod media_index;
 pub mod modality;
-pub mod parquet_footer;
+pub mod parquet_claims;
 pub mod record;
 pub mod reject;
 pub mod resolution;

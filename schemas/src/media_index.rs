@@ -52,10 +52,9 @@ pub use reading::{MediaIndex, media_place_batches};
 
 #[cfg(feature = "store")]
 mod reading {
-    use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
-
     use super::{Arc, Bytes, MediaPlace, media_places_of};
     use crate::manifest::{Manifest, ShardEntry};
+    use crate::parquet_claims::open_rows;
     use crate::shard::{media_index_key, shard_key};
     use crate::store::{Snapshot, Store, StoreError};
 
@@ -72,7 +71,7 @@ mod reading {
         let (url, key) = (store.url().to_owned(), media_index_key(&manifest.corpus, &entry.digest));
         let file = store.get_file(&key)?;
         let broken = move |detail: String| StoreError::Table { url: url.clone(), key: key.clone(), detail };
-        let reader = ParquetRecordBatchReaderBuilder::try_new(file).map_err(|e| broken(e.to_string()))?;
+        let reader = open_rows(file).map_err(|e| broken(e.to_string()))?;
         let found = u64::try_from(reader.metadata().file_metadata().num_rows()).unwrap_or(0);
         let wanted: u64 = manifest.shards.iter().map(|shard: &ShardEntry| shard.n_rows).sum();
         if found != wanted {

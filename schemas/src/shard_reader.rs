@@ -20,7 +20,7 @@ use parquet::errors::ParquetError;
 use parquet::file::metadata::{PageIndexPolicy, ParquetMetaData, ParquetMetaDataPushDecoder, ParquetMetaDataReader};
 
 use crate::manifest::{ShardEntry, SideTableEntry};
-use crate::parquet_footer::{check_footer, check_offset_index};
+use crate::parquet_claims::{check_footer, check_offset_index, chunk_range, count_values, footer_at_end};
 use crate::shard::{Digest, shard_key, side_table_key};
 use crate::store::{Store, StoreError};
 
@@ -255,6 +255,10 @@ impl ShardReader {
             ShardReadError::Fetch { shard: self.key.clone(), row_group, range, source }
         })?;
         let whole = ranges[0].start..ranges[ranges.len() - 1].end;
+        for bytes in &bytes {
+            let claims = |claim| self.decode_error(row_group, whole.clone(), claim);
+            count_values(bytes, 0..bytes.len() as u64).map_err(claims)?;
+        }
         decoder.push_ranges(ranges.to_vec(), bytes).map_err(|source| self.decode_error(row_group, whole, source))
     }
 
@@ -353,19 +357,12 @@ fn parse_footer(n_bytes: u64, range: Range<u64>, bytes: Bytes) -> Result<Parquet
 /// What the library would believe: the schema, the ranges of column chunks, and the number of their pages. `bytes` are those of
 /// `range` of the shard.
 fn check_claims(n_bytes: u64, range: &Range<u64>, bytes: &Bytes) -> Result<(), ParquetError> {
-    let Some((rest, tail)) = bytes.split_last_chunk::<8>() else { return Ok(()) };
-    let footer_len = u32::from_le_bytes([tail[0], tail[1], tail[2], tail[3]]) as usize;
     // What is no footer is named by the library.
-    let Some(footer) = rest.len().checked_sub(footer_len).and_then(|start| rest.get(start..)) else { return Ok(()) };
+    let Some(footer) = footer_at_end(bytes) else { return Ok(()) };
     check_footer(footer).map_err(ParquetError::General)?;
     let metadata = ParquetMetaDataReader::decode_metadata(footer)?;
     for chunk in metadata.row_groups().iter().flat_map(|group| group.columns()) {
-        let start = chunk.dictionary_page_offset().filter(|&at| at > 0).unwrap_or(chunk.data_page_offset());
-        let end = start.checked_add(chunk.compressed_size()).filter(|&end| 0 <= start && start <= end);
-        if end.is_none_or(|end| end as u64 > n_bytes) {
-            let (column, n) = (chunk.column_path(), chunk.compressed_size());
-            return Err(ParquetError::General(format!("column `{column}` claims {n} bytes from byte {start} on")));
-        }
+        chunk_range(chunk, n_bytes).map_err(ParquetError::General)?;
         let index = chunk.offset_index_offset().and_then(|at| u64::try_from(at).ok()?.checked_sub(range.start));
         let index = index.and_then(|at| bytes.get(usize::try_from(at).ok()?..));
         let len = chunk.offset_index_length().and_then(|len| usize::try_from(len).ok());

@@ -16,11 +16,11 @@ use bytes::Bytes;
 use futures::TryStreamExt;
 use object_store::path::Path as StorePath;
 use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload, WriteMultipart};
-use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use url::Url;
 
 use crate::manifest::{Manifest, ManifestError, RejectsEntry};
 use crate::media_index::{MediaPlace, media_places_of};
+use crate::parquet_claims::open_rows;
 use crate::reject::{Reject, rejects_of};
 use crate::shard::{Digest, manifest_key, media_index_key, rejects_key, tombstones_key};
 use crate::tombstone::{Hidden, Tombstone, tombstones_of};
@@ -451,7 +451,7 @@ impl Store {
 
     fn table<T>(&self, key: &str, rows_of: impl Fn(&RecordBatch) -> Option<Vec<T>>) -> Result<Vec<T>, StoreError> {
         let broken = |detail: String| StoreError::Table { url: self.url.clone(), key: key.to_owned(), detail };
-        let reader = ParquetRecordBatchReaderBuilder::try_new(self.get(key)?).and_then(|builder| builder.build());
+        let reader = open_rows(self.get(key)?).and_then(|builder| builder.build());
         let mut rows = Vec::new();
         for batch in reader.map_err(|e| broken(e.to_string()))? {
             let batch = batch.map_err(|e| broken(e.to_string()))?;

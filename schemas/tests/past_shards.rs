@@ -7,6 +7,7 @@ use std::process::{Command, Output};
 
 use arrow::array::AsArray;
 use arrow::datatypes::Int64Type;
+use imp_schemas::manifest::{Manifest, ManifestError};
 use imp_schemas::record::{column, media_column};
 use imp_schemas::shard::Digest;
 use imp_schemas::shard_reader::ShardReader;
@@ -170,4 +171,26 @@ fn an_upgraded_store_is_of_this_version_and_clean_and_still_shows_what_it_was() 
         let done = imp_shards(&["check", "--store", url, "--decode", "all", "--orphan-hours", "0"]);
         assert_eq!(done.status.code(), Some(0), "{version}: {}", String::from_utf8_lossy(&done.stdout));
     }
+}
+
+#[test]
+fn counts_that_add_up_only_because_they_wrap_do_not() {
+    let path = golden().join("1.0/world-image/manifests/00000001.json");
+    let good: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    let read = |manifest: &serde_json::Value| Manifest::from_bytes("m", manifest.to_string().as_bytes());
+    let n_rejected = read(&good).unwrap().n_rejected.values().sum::<u64>();
+    let mut wrapped = good.clone();
+    wrapped["n_rejected"] = serde_json::json!({ "corrupt": u64::MAX, "truncated": n_rejected + 1 });
+    assert!(matches!(read(&wrapped), Err(ManifestError::CountsDoNotAddUp { .. })));
+    // Rows of all shards, hidden ones included, are a number too.
+    let mut hidden = good.clone();
+    let shard = hidden["shards"][0].clone();
+    for n_rows in [u64::MAX, 7] {
+        let mut shard = shard.clone();
+        shard["n_rows"] = n_rows.into();
+        shard["n_deleted"] = n_rows.into();
+        hidden["shards"].as_array_mut().unwrap().push(shard);
+    }
+    hidden["tombstones"] = serde_json::json!({ "digest": "0", "n_rows": 6 });
+    assert!(matches!(read(&hidden), Err(ManifestError::CountsDoNotAddUp { .. })));
 }

@@ -11,6 +11,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex as Lock, MutexGuard as LockGuard, PoisonError};
+use std::time::Duration;
 
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto::Builder;
@@ -44,7 +45,7 @@ pub enum S3ServerError {
 /// A running server; it stops, and its objects go, when this is dropped.
 pub struct S3Server {
     address: SocketAddr,
-    folder: TempDir,
+    folder: Arc<TempDir>,
     gate: Arc<Gate>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
@@ -52,8 +53,8 @@ pub struct S3Server {
 /// What stands in front of the S3 service.
 #[derive(Default)]
 struct Gate {
-    /// Held while an object is created, so that of two creators one loses.
-    creating: Mutex<()>,
+    /// Held while an object is created, so that of two creators one loses, whichever door they come through.
+    creating: Arc<Mutex<()>>,
     n_to_refuse: AtomicU64,
     n_requests: AtomicU64,
     record: Lock<Record>,
@@ -63,6 +64,8 @@ struct Gate {
 #[derive(Default)]
 struct Record {
     faults: Option<Faults>,
+    /// Part of a key, and how late a request for such a key is answered.
+    late: Option<(String, Duration)>,
     /// Requests since the faults were set.
     n: u64,
     log: Vec<Asked>,
@@ -82,6 +85,18 @@ impl S3Server {
     pub fn start() -> Result<Self, S3ServerError> {
         let folder = tempfile::tempdir().map_err(|source| S3ServerError::Folder { source })?;
         std::fs::create_dir(folder.path().join(BUCKET)).map_err(|source| S3ServerError::Folder { source })?;
+        Self::serve(Arc::new(folder), Arc::default())
+    }
+
+    /// A second server for the same bucket, with faults and a log of its own: two clients on two networks.
+    ///
+    /// # Errors
+    /// See [`S3ServerError`].
+    pub fn second_door(&self) -> Result<Self, S3ServerError> {
+        Self::serve(Arc::clone(&self.folder), Arc::clone(&self.gate.creating))
+    }
+
+    fn serve(folder: Arc<TempDir>, creating: Arc<Mutex<()>>) -> Result<Self, S3ServerError> {
         let files = s3s_fs::FileSystem::new(folder.path())
             .map_err(|e| S3ServerError::FileSystem { path: folder.path().to_owned(), detail: format!("{e:?}") })?;
         let mut builder = S3ServiceBuilder::new(files);
@@ -96,7 +111,7 @@ impl S3Server {
             .enable_all()
             .build()
             .map_err(|source| S3ServerError::Thread { source })?;
-        let gate = Arc::new(Gate::default());
+        let gate = Arc::new(Gate { creating, ..Gate::default() });
         let serving = Arc::clone(&gate);
         let thread = std::thread::Builder::new()
             .name("s3-server".to_owned())
@@ -141,6 +156,11 @@ impl S3Server {
     pub fn faults(&self, faults: Option<Faults>) {
         let mut record = self.gate.record();
         (record.faults, record.n) = (faults, 0);
+    }
+
+    /// Answers requests whose key holds `part` by `delay` late.
+    pub fn late(&self, part: &str, delay: Duration) {
+        self.gate.record().late = Some((part.to_owned(), delay));
     }
 
     /// Every request since the start or since the log was last taken, in the order of their answers.
@@ -193,11 +213,15 @@ async fn serve(socket: std::net::TcpListener, service: S3Service, gate: Arc<Gate
 async fn answer(request: HttpRequest, service: &S3Service, gate: &Gate) -> std::io::Result<HttpResponse> {
     gate.n_requests.fetch_add(1, Ordering::SeqCst);
     let mut asked = faults::asked_of(&request, BUCKET);
-    asked.fault = {
+    let late = {
         let mut record = gate.record();
         record.n += 1;
-        record.faults.and_then(|faults| faults.of(record.n - 1))
+        asked.fault = record.faults.and_then(|faults| faults.of(record.n - 1));
+        record.late.as_ref().filter(|(part, _)| asked.key.contains(part)).map(|(_, delay)| *delay)
     };
+    if let Some(delay) = late {
+        tokio::time::sleep(delay).await;
+    }
     let fault = asked.fault;
     let is_head = request.method() == "HEAD";
     let refused = gate.n_to_refuse.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1));

@@ -13,14 +13,12 @@ use std::sync::Arc;
 use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::{DataType, Field, FieldRef, Schema};
 use arrow::util::display::array_value_to_string;
-use imp_schemas::parquet_footer::check_footer;
+use imp_schemas::parquet_claims::{check_footer, chunk_range, count_values};
 use imp_schemas::reject::RejectReason;
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
 use parquet::errors::ParquetError;
-use parquet::file::metadata::{
-    ColumnChunkMetaData, PageIndexPolicy, ParquetMetaData, ParquetMetaDataReader, RowGroupMetaData,
-};
+use parquet::file::metadata::{PageIndexPolicy, ParquetMetaData, ParquetMetaDataReader, RowGroupMetaData};
 
 use super::columns::Used;
 use super::origin::{Input, local_range};
@@ -33,6 +31,10 @@ const MIN_BYTES: u64 = 12;
 /// Bytes that a batch may take by what the footer says about its rows, and rows that it may have.
 const BATCH_BYTES: u64 = 32 << 20;
 const BATCH_ROWS: u64 = 1024;
+/// Bytes of a value of a fixed length: a raw picture of 4096 × 4096 pixels.
+const MAX_FIXED_BYTES: u64 = 48 << 20;
+/// Levels of the lists of a row group, a value or a null each: a run of a billion takes a few bytes of a file.
+const MAX_LEVELS: u64 = 1 << 26;
 /// Bytes of a footer; those of the largest known corpora have some 10 MiB.
 const MAX_FOOTER_BYTES: u64 = 256 << 20;
 
@@ -105,11 +107,12 @@ impl ParquetFile {
             let n_rows = u64::try_from(group.num_rows()).unwrap_or(0);
             let mut n_read = 0;
             let open = || {
-                let file = self.file.try_clone().map_err(|e| ParquetError::External(Box::new(e)))?;
+                check_pages(&self.file, group, &mask, MAX_LEVELS)?;
+                let file = self.file.try_clone()?;
                 ParquetRecordBatchReaderBuilder::new_with_metadata(file, self.meta.clone())
                     .with_row_groups(vec![index])
                     .with_projection(mask.clone())
-                    .with_batch_size(batch_rows(group, &mask) as usize)
+                    .with_batch_size(batch_rows(group, &mask)? as usize)
                     .build()
             };
             let mut fault = None;
@@ -206,17 +209,38 @@ fn as_view(field: &FieldRef) -> FieldRef {
     }
 }
 
+/// Refuses a row group of which a page of `mask` claims what it cannot have, or the pages of a list hold more levels than
+/// `limit`: a row is read as a whole, however many.
+fn check_pages(file: &File, group: &RowGroupMetaData, mask: &ProjectionMask, limit: u64) -> Result<(), ParquetError> {
+    let n_bytes = file.metadata()?.len();
+    for leaf in (0..group.num_columns()).filter(|&leaf| mask.leaf_included(leaf)) {
+        let chunk = group.column(leaf);
+        let n_levels = count_values(file, chunk_range(chunk, n_bytes).map_err(ParquetError::General)?)?;
+        if n_levels > limit && chunk.column_descr().max_rep_level() > 0 {
+            let detail = format!("the lists of `{}` have {n_levels} values, the limit is {limit}", chunk.column_path());
+            return Err(ParquetError::General(detail));
+        }
+    }
+    Ok(())
+}
+
 /// Rows of a batch, so that it stays within its bytes if the footer tells the truth.
-fn batch_rows(group: &RowGroupMetaData, mask: &ProjectionMask) -> u64 {
+fn batch_rows(group: &RowGroupMetaData, mask: &ProjectionMask) -> Result<u64, ParquetError> {
     let chunks = group.columns().iter().enumerate().filter(|(leaf, _)| mask.leaf_included(*leaf));
     let n_rows = u64::try_from(group.num_rows()).unwrap_or(0).max(1);
     // A null of a fixed length takes as much as a value, in memory, and nothing in the file.
-    let row_bytes = |chunk: &ColumnChunkMetaData| {
+    let mut row_bytes = 0u64;
+    for (_, chunk) in chunks {
         let fixed = u64::try_from(chunk.column_descr().type_length()).unwrap_or(0);
-        (u64::try_from(chunk.uncompressed_size()).unwrap_or(0) / n_rows).max(fixed)
-    };
-    let row_bytes = chunks.fold(0u64, |sum, (_, chunk)| sum.saturating_add(row_bytes(chunk)));
-    (BATCH_BYTES / row_bytes.max(1)).clamp(1, BATCH_ROWS)
+        if fixed > MAX_FIXED_BYTES {
+            let (column, limit) = (chunk.column_path(), MAX_FIXED_BYTES);
+            let detail = format!("every value of `{column}` has {fixed} bytes by the schema, the limit is {limit}");
+            return Err(ParquetError::General(detail));
+        }
+        let mean = u64::try_from(chunk.uncompressed_size()).unwrap_or(0) / n_rows;
+        row_bytes = row_bytes.saturating_add(mean.max(fixed));
+    }
+    Ok((BATCH_BYTES / row_bytes.max(1)).clamp(1, BATCH_ROWS))
 }
 
 /// The words of row `row` of `batch`.
@@ -295,4 +319,46 @@ fn texts_at(column: &dyn Array, row: usize) -> Result<Vec<String>, Refusal> {
     };
     let values = column.as_list::<i32>().value(row);
     (0..values.len()).filter_map(|at| text_at(&values, at).transpose()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::array::{ArrayRef, ListArray};
+    use arrow::datatypes::Int32Type;
+    use parquet::arrow::ArrowWriter;
+
+    use super::*;
+
+    /// A file of one row group of one column, `a`.
+    fn file_of(column: ArrayRef) -> (tempfile::NamedTempFile, ParquetFile) {
+        let batch = RecordBatch::try_from_iter([("a", column)]).unwrap();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let mut writer = ArrowWriter::try_new(file.reopen().unwrap(), batch.schema(), None).unwrap();
+        writer.write(&batch).unwrap();
+        writer.close().unwrap();
+        let open = ParquetFile::open(file.path()).unwrap();
+        (file, open)
+    }
+
+    #[test]
+    fn lists_of_more_values_than_memory_has_room_for_are_refused_before_they_are_read() {
+        let rows = [Some(vec![None; 1000]), Some(vec![Some(1); 10]), None];
+        let (_file, open) = file_of(Arc::new(ListArray::from_iter_primitive::<Int32Type, _, _>(rows)));
+        let group = open.meta.metadata().row_group(0);
+        let check = |limit| check_pages(&open.file, group, &ProjectionMask::all(), limit).map_err(|e| e.to_string());
+        check(1011).unwrap();
+        let message = check(1010).unwrap_err();
+        assert!(message.contains("have 1011 values, the limit is 1010"), "{message}");
+    }
+
+    #[test]
+    fn nulls_of_a_fixed_length_count_as_what_they_take_in_memory() {
+        let column = |len| -> ArrayRef { Arc::new(arrow::array::FixedSizeBinaryArray::new_null(len, 3)) };
+        let rows = |len: i32| {
+            let (_file, open) = file_of(column(len));
+            batch_rows(open.meta.metadata().row_group(0), &ProjectionMask::all())
+        };
+        assert_eq!((rows(16).unwrap(), rows(1 << 20).unwrap()), (BATCH_ROWS, 32));
+        assert!(rows(49 << 20).unwrap_err().to_string().contains("the limit is 50331648"));
+    }
 }

@@ -168,6 +168,25 @@ fn a_store_that_refuses_stalls_and_cuts_gets_the_same_bytes() {
 }
 
 #[test]
+fn of_two_workers_that_overtake_each_other_one_publishes() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = corpora(dir.path());
+    let server = S3Server::start().unwrap();
+    let open = |name: &str| Store::open_with(&server.url(name), &server.options()).unwrap();
+    assert!(worker(&config, &server.url("alone"), &server, 0, 1).wait().unwrap().success());
+    let wanted = published(&open("alone"));
+    // Each is the last one on a corpus: when one leaves the pictures, and the other the sounds, units of the other are missing.
+    let doors = [server.second_door().unwrap(), server.second_door().unwrap()];
+    doors[0].late("world-image/commits/", Duration::from_millis(100));
+    doors[1].late("world-audio/commits/", Duration::from_millis(400));
+    let workers = doors.iter().enumerate().map(|(rank, door)| worker(&config, &server.url("both"), door, rank, 2));
+    for mut worker in workers.collect::<Vec<Child>>() {
+        assert!(worker.wait().unwrap().success());
+    }
+    assert_eq!(published(&open("both")), wanted);
+}
+
+#[test]
 fn a_random_record_is_one_range_of_its_own_size() {
     let dir = tempfile::tempdir().unwrap();
     let config = corpora(dir.path());

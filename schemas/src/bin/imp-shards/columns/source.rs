@@ -14,9 +14,9 @@ use arrow::csv::reader::Format;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::error::ArrowError;
 use imp_schemas::manifest::AddedColumn;
+use imp_schemas::parquet_claims::open_rows;
 use imp_schemas::side_table::{AddedType, ScalarType, is_reserved};
 use parquet::arrow::ProjectionMask;
-use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
 use super::ColumnsError;
 
@@ -65,7 +65,7 @@ impl Source {
         let mut n_bytes = file.metadata().map_err(|e| failed(e.into()))?.len();
         let schema = match form {
             Form::Parquet => {
-                let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(|e| failed(e.into()))?;
+                let builder = open_rows(file).map_err(|e| failed(e.into()))?;
                 // What is put aside is not compressed.
                 let groups = builder.metadata().row_groups();
                 n_bytes = groups.iter().map(|group| u64::try_from(group.total_byte_size()).unwrap_or(0)).sum();
@@ -168,7 +168,7 @@ impl Source {
             (0..self.schema.fields().len()).filter(|&i| is_read(self.schema.field(i).name())).collect();
         Ok(match self.form {
             Form::Parquet => {
-                let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(|e| failed(e.into()))?;
+                let builder = open_rows(file).map_err(|e| failed(e.into()))?;
                 let mask = ProjectionMask::roots(builder.parquet_schema(), places);
                 let reader = builder.with_projection(mask).with_batch_size(BATCH_ROWS).build();
                 Box::new(reader.map_err(|e| failed(e.into()))?)

@@ -1,0 +1,575 @@
+//! What a Parquet file claims, checked before the library believes it: it recurses, allocates and counts by what the schema, the
+//! page indexes and the headers of pages say. A full stack and a refused allocation cannot be caught, and two billion elements
+//! of no bytes take as long as two billion.
+//!
+//! In: bytes of a footer, an offset index, pages. Out: whether they may be read. Never: a judgement on anything else; where the
+//! bytes end or are no Thrift, the library says so itself.
+//! Source: Thrift's compact protocol, <https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md>, and
+//! <https://github.com/apache/parquet-format/blob/master/src/main/thrift/parquet.thrift>.
+
+use std::ops::Range;
+
+use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
+use parquet::errors::ParquetError;
+use parquet::file::metadata::ColumnChunkMetaData;
+use parquet::file::reader::ChunkReader;
+
+/// Groups within groups of a schema, and structs within structs of anything; Hugging Face's deepest schemas have five.
+const MAX_DEPTH: usize = 64;
+/// Bytes of a page's header that are looked at first, and at most: statistics may hold a text of any length.
+const HEADER_BYTES: u64 = 4 << 10;
+const MAX_HEADER_BYTES: u64 = 16 << 20;
+
+/// The footer of a file that ends with `bytes`, without the length and magic behind it; `None` if it begins before them.
+pub fn footer_at_end(bytes: &[u8]) -> Option<&[u8]> {
+    let (rest, tail) = bytes.split_last_chunk::<8>()?;
+    let len = u32::from_le_bytes([tail[0], tail[1], tail[2], tail[3]]);
+    rest.get(rest.len().checked_sub(len as usize)?..)
+}
+
+/// Checks `footer`, without the length and magic behind it.
+///
+/// # Errors
+/// What it claims, and what there is.
+pub fn check_footer(footer: &[u8]) -> Result<(), String> {
+    // Children of every element, for each schema: a second one is read as the first.
+    let mut schemas: Vec<(i64, Vec<i64>)> = Vec::new();
+    let mut thrift = Thrift { bytes: footer };
+    let walked = thrift.fields(FILE, MAX_DEPTH, &mut |of, id, value| {
+        if (of, id) == (Part::File, 2) {
+            schemas.push((value, Vec::new()));
+        }
+        let Some((_, children)) = schemas.last_mut().filter(|_| of == Part::Element) else { return };
+        match (id, children.last_mut()) {
+            (START, _) => children.push(0),
+            (5, Some(last)) => *last = i64::from(value as i32),
+            _ => {}
+        }
+    });
+    if let Err(Fault::Claim(claim)) = walked {
+        return Err(claim);
+    }
+    let mut whole = schemas.iter().filter(|(n_elements, children)| *n_elements == children.len() as i64);
+    whole.try_for_each(|(_, children)| check_tree(children))
+}
+
+/// Checks `index`, the bytes of an offset index.
+///
+/// # Errors
+/// What it claims, and what there is.
+pub fn check_offset_index(index: &[u8]) -> Result<(), String> {
+    match (Thrift { bytes: index }).fields(OFFSET_INDEX, MAX_DEPTH, &mut |_, _, _| {}) {
+        Err(Fault::Claim(claim)) => Err(claim),
+        Ok(()) | Err(Fault::End) => Ok(()),
+    }
+}
+
+/// What the header of a page says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PageHead {
+    /// Bytes of the header and of the page behind it.
+    pub n_bytes: u64,
+    /// Values and nulls; 0 for a dictionary.
+    pub n_values: u64,
+}
+
+/// The header of the page that `bytes` begin with; `None` if they end before it does.
+///
+/// # Errors
+/// What it claims, and what there is.
+pub fn page_head(bytes: &[u8]) -> Result<Option<PageHead>, String> {
+    let mut thrift = Thrift { bytes };
+    let (mut n_body, mut n_values) = (0, 0);
+    let walked = thrift.fields(PAGE, MAX_DEPTH, &mut |of, id, value| match (of, id) {
+        (Part::Page, 3) => n_body = i64::from(value as i32),
+        (Part::DataPage, 1) => n_values = i64::from(value as i32),
+        _ => {}
+    });
+    match walked {
+        Err(Fault::Claim(claim)) => Err(claim),
+        Err(Fault::End) => Ok(None),
+        Ok(()) => match (u64::try_from(n_body), u64::try_from(n_values)) {
+            (Ok(n_body), Ok(n_values)) => {
+                let n_header = (bytes.len() - thrift.bytes.len()) as u64;
+                Ok(Some(PageHead { n_bytes: n_header + n_body, n_values }))
+            }
+            _ => Err(format!("a page claims {n_body} bytes and {n_values} values")),
+        },
+    }
+}
+
+/// Values and nulls of the pages that lie one behind the other in `range` of `file`, whose headers are checked for it.
+///
+/// # Errors
+/// What a header claims, and what there is; `file` cannot be read.
+pub fn count_values<R: ChunkReader>(file: &R, mut range: Range<u64>) -> Result<u64, ParquetError> {
+    let mut n_values = 0u64;
+    while let Some(head) = page_at(file, &range)? {
+        n_values = n_values.saturating_add(head.n_values);
+        range.start = range.start.saturating_add(head.n_bytes).min(range.end);
+    }
+    Ok(n_values)
+}
+
+/// The page at the start of `range`; `None` at its end, and if it ends within a header: the library names that.
+fn page_at<R: ChunkReader>(file: &R, range: &Range<u64>) -> Result<Option<PageHead>, ParquetError> {
+    let n_bytes = range.end.saturating_sub(range.start);
+    let most = n_bytes.min(MAX_HEADER_BYTES);
+    let mut n_read = HEADER_BYTES.min(most);
+    while n_read > 0 {
+        match page_head(&file.get_bytes(range.start, n_read as usize)?) {
+            Ok(Some(head)) => return Ok(Some(head)),
+            // Statistics of long texts are in the header.
+            Ok(None) | Err(_) if n_read < most => n_read = (n_read * 16).min(most),
+            Ok(None) if most < n_bytes => {
+                let detail = format!("the header of the page at byte {} has more than {most} bytes", range.start);
+                return Err(ParquetError::General(detail));
+            }
+            Ok(None) => break,
+            Err(claim) => return Err(ParquetError::General(claim)),
+        }
+    }
+    Ok(None)
+}
+
+/// The rows of a whole file, or of its bytes, once everything that it claims is checked.
+///
+/// # Errors
+/// What it claims, and what there is; it is no Parquet, or cannot be read.
+pub fn open_rows<R: ChunkReader + 'static>(file: R) -> Result<ParquetRecordBatchReaderBuilder<R>, ParquetError> {
+    let n_bytes = file.len();
+    // What has no footer, or ends within it, is named by the library.
+    if let Some(start) = n_bytes.checked_sub(8) {
+        let tail = file.get_bytes(start, 8)?;
+        let n_footer = u64::from(u32::from_le_bytes([tail[0], tail[1], tail[2], tail[3]]));
+        if let Some(start) = start.checked_sub(n_footer) {
+            check_footer(&file.get_bytes(start, n_footer as usize)?).map_err(ParquetError::General)?;
+        }
+    }
+    let metadata = ArrowReaderMetadata::load(&file, ArrowReaderOptions::default())?;
+    for chunk in metadata.metadata().row_groups().iter().flat_map(|group| group.columns()) {
+        let range = chunk_range(chunk, n_bytes).map_err(ParquetError::General)?;
+        count_values(&file, range)?;
+    }
+    Ok(ParquetRecordBatchReaderBuilder::new_with_metadata(file, metadata))
+}
+
+/// Where the pages of `chunk` lie in a file of `n_bytes`.
+///
+/// # Errors
+/// It claims bytes that the file does not have.
+pub fn chunk_range(chunk: &ColumnChunkMetaData, n_bytes: u64) -> Result<Range<u64>, String> {
+    let start = chunk.dictionary_page_offset().filter(|&at| at > 0).unwrap_or(chunk.data_page_offset());
+    let end = start.checked_add(chunk.compressed_size());
+    match (u64::try_from(start), end.and_then(|end| u64::try_from(end).ok())) {
+        (Ok(start), Some(end)) if start <= end && end <= n_bytes => Ok(start..end),
+        _ => {
+            let (column, n) = (chunk.column_path(), chunk.compressed_size());
+            Err(format!("column `{column}` claims {n} bytes from byte {start} on, the file has {n_bytes}"))
+        }
+    }
+}
+
+/// Whether elements with so many children each, depth first, are a tree.
+fn check_tree(children: &[i64]) -> Result<(), String> {
+    // Children that are still to come, by group.
+    let mut open: Vec<u64> = Vec::new();
+    for (at, &n_children) in children.iter().enumerate() {
+        if let Some(left) = open.last_mut() {
+            *left -= 1;
+        }
+        let left = (children.len() - at - 1) as u64;
+        match u64::try_from(n_children) {
+            Ok(0) => {}
+            Ok(n) if n <= left => open.push(n),
+            _ => return Err(format!("a group of its schema claims {n_children} children, {left} elements follow")),
+        }
+        if open.len() > MAX_DEPTH {
+            return Err(format!("its schema has more than {MAX_DEPTH} groups within each other"));
+        }
+        while open.last() == Some(&0) {
+            open.pop();
+        }
+    }
+    Ok(())
+}
+
+/// The type of a field. The library reads a field that it knows as what it should be, whatever the bytes say that it is.
+#[derive(Debug, Clone, Copy)]
+enum Type {
+    Bool,
+    Byte,
+    /// Of 16, 32 or 64 bits: all are written alike.
+    Int,
+    Double,
+    Binary,
+    List(&'static Type),
+    Struct(Layout),
+}
+
+use Type::{Binary, Bool, Byte, Double, Int, List, Struct};
+
+/// Fields that are known, by id; others are skipped.
+#[derive(Debug, Clone, Copy)]
+struct Layout {
+    of: Part,
+    fields: &'static [(i16, Type)],
+}
+
+/// What somebody asks about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    File,
+    Element,
+    Page,
+    DataPage,
+    Other,
+}
+
+const fn layout(fields: &'static [(i16, Type)]) -> Layout {
+    Layout { of: Part::Other, fields }
+}
+
+const ANY: Layout = layout(&[]);
+const FILE: Layout = Layout {
+    of: Part::File,
+    fields: &[
+        (1, Int),
+        (2, List(&Struct(ELEMENT))),
+        (3, Int),
+        (4, List(&Struct(ROW_GROUP))),
+        (5, List(&Struct(PAIR))),
+        (6, Binary),
+        (7, List(&Struct(layout(&[(1, Struct(ANY)), (2, Struct(ANY))])))),
+        (8, Struct(ANY)),
+        (9, Binary),
+    ],
+};
+const ELEMENT: Layout = Layout {
+    of: Part::Element,
+    fields: &[
+        (1, Int),
+        (2, Int),
+        (3, Int),
+        (4, Binary),
+        (5, Int),
+        (6, Int),
+        (7, Int),
+        (8, Int),
+        (9, Int),
+        (10, Struct(LOGICAL_TYPE)),
+    ],
+};
+const LOGICAL_TYPE: Layout = layout(&[
+    (1, Struct(ANY)),
+    (2, Struct(ANY)),
+    (3, Struct(ANY)),
+    (4, Struct(ANY)),
+    (5, Struct(layout(&[(1, Int), (2, Int)]))),
+    (6, Struct(ANY)),
+    (7, Struct(TIME)),
+    (8, Struct(TIME)),
+    (10, Struct(layout(&[(1, Byte), (2, Bool)]))),
+    (11, Struct(ANY)),
+    (12, Struct(ANY)),
+    (13, Struct(ANY)),
+    (14, Struct(ANY)),
+    (15, Struct(ANY)),
+    (16, Struct(layout(&[(1, Byte)]))),
+    (17, Struct(layout(&[(1, Binary)]))),
+    (18, Struct(layout(&[(1, Binary), (2, Int)]))),
+]);
+const TIME: Layout = layout(&[(1, Bool), (2, Struct(layout(&[(1, Struct(ANY)), (2, Struct(ANY)), (3, Struct(ANY))])))]);
+const ROW_GROUP: Layout = layout(&[
+    (1, List(&Struct(COLUMN))),
+    (2, Int),
+    (3, Int),
+    (4, List(&Struct(layout(&[(1, Int), (2, Bool), (3, Bool)])))),
+    (5, Int),
+    (6, Int),
+    (7, Int),
+]);
+const COLUMN: Layout = layout(&[
+    (1, Binary),
+    (2, Int),
+    (3, Struct(COLUMN_META)),
+    (4, Int),
+    (5, Int),
+    (6, Int),
+    (7, Int),
+    (8, Struct(ANY)),
+    (9, Binary),
+]);
+const COLUMN_META: Layout = layout(&[
+    (1, Int),
+    (2, List(&Int)),
+    (3, List(&Binary)),
+    (4, Int),
+    (5, Int),
+    (6, Int),
+    (7, Int),
+    (8, List(&Struct(PAIR))),
+    (9, Int),
+    (10, Int),
+    (11, Int),
+    (12, Struct(STATISTICS)),
+    (13, List(&Struct(layout(&[(1, Int), (2, Int), (3, Int)])))),
+    (14, Int),
+    (15, Int),
+    (16, Struct(layout(&[(1, Int), (2, List(&Int)), (3, List(&Int))]))),
+    (17, Struct(layout(&[(1, Struct(BOX)), (2, List(&Int))]))),
+]);
+const BOX: Layout =
+    layout(&[(1, Double), (2, Double), (3, Double), (4, Double), (5, Double), (6, Double), (7, Double), (8, Double)]);
+const STATISTICS: Layout =
+    layout(&[(1, Binary), (2, Binary), (3, Int), (4, Int), (5, Binary), (6, Binary), (7, Bool), (8, Bool), (9, Int)]);
+const PAIR: Layout = layout(&[(1, Binary), (2, Binary)]);
+const OFFSET_INDEX: Layout = layout(&[(1, List(&Struct(layout(&[(1, Int), (2, Int), (3, Int)])))), (2, List(&Int))]);
+const PAGE: Layout = Layout {
+    of: Part::Page,
+    fields: &[
+        (1, Int),
+        (2, Int),
+        (3, Int),
+        (4, Int),
+        (5, Struct(DATA_PAGE)),
+        (6, Struct(ANY)),
+        (7, Struct(layout(&[(1, Int), (2, Int), (3, Bool)]))),
+        (8, Struct(DATA_PAGE_2)),
+    ],
+};
+const DATA_PAGE: Layout =
+    Layout { of: Part::DataPage, fields: &[(1, Int), (2, Int), (3, Int), (4, Int), (5, Struct(STATISTICS))] };
+const DATA_PAGE_2: Layout = Layout {
+    of: Part::DataPage,
+    fields: &[(1, Int), (2, Int), (3, Int), (4, Int), (5, Int), (6, Int), (7, Bool), (8, Struct(STATISTICS))],
+};
+
+/// Why reading goes no further.
+enum Fault {
+    /// The bytes end, or are no Thrift.
+    End,
+    Claim(String),
+}
+
+fn claim<T>(text: String) -> Result<T, Fault> {
+    Err(Fault::Claim(text))
+}
+
+/// Stands for the id of a field where a struct begins.
+const START: i16 = i16::MIN;
+
+/// Takes the struct, the id of its field, and the field's value, which is the number of elements of a list.
+type See<'s> = dyn FnMut(Part, i16, i64) + 's;
+
+struct Thrift<'a> {
+    bytes: &'a [u8],
+}
+
+impl Thrift<'_> {
+    fn byte(&mut self) -> Result<u8, Fault> {
+        let (&first, rest) = self.bytes.split_first().ok_or(Fault::End)?;
+        self.bytes = rest;
+        Ok(first)
+    }
+
+    fn varint(&mut self) -> Result<u64, Fault> {
+        let mut value = 0;
+        for shift in (0u32..).step_by(7) {
+            let byte = self.byte()?;
+            // As the library: bits beyond the 64th wrap.
+            value |= u64::from(byte & 0x7f).wrapping_shl(shift);
+            if byte & 0x80 == 0 {
+                break;
+            }
+        }
+        Ok(value)
+    }
+
+    fn zigzag(&mut self) -> Result<i64, Fault> {
+        let value = self.varint()?;
+        Ok((value >> 1) as i64 ^ -((value & 1) as i64))
+    }
+
+    fn advance(&mut self, n: u64) -> Result<(), Fault> {
+        let rest = usize::try_from(n).ok().and_then(|n| self.bytes.get(n..));
+        self.bytes = rest.ok_or(Fault::End)?;
+        Ok(())
+    }
+
+    /// Reads a struct; `see` learns of its numbers and lists.
+    fn fields(&mut self, layout: Layout, depth: usize, see: &mut See<'_>) -> Result<(), Fault> {
+        let Some(depth) = depth.checked_sub(1) else { return claim("structs within structs".to_owned()) };
+        see(layout.of, START, 0);
+        let mut id = 0i16;
+        loop {
+            let head = self.byte()?;
+            let (delta, wire) = (head >> 4, head & 15);
+            if wire == 0 {
+                return Ok(());
+            }
+            id = match delta {
+                0 => self.zigzag()? as i16,
+                // Nobody adds up the ids of what is skipped.
+                _ if layout.fields.is_empty() => 0,
+                _ => id.checked_add(i16::from(delta)).ok_or(Fault::End)?,
+            };
+            match layout.fields.iter().find(|(known, _)| *known == id) {
+                Some((_, field)) if !field.is_written_as(wire) => {
+                    return claim(format!("a field {id} of type {wire}, wanted {field:?}"));
+                }
+                Some((_, Bool)) => {}
+                Some((_, Int)) => see(layout.of, id, self.zigzag()?),
+                Some((_, List(element))) => {
+                    let (wire, n) = self.list()?;
+                    see(layout.of, id, n as i64);
+                    if n > 0 && !element.is_written_as(wire) {
+                        return claim(format!("elements of type {wire} in field {id}, wanted {element:?}"));
+                    }
+                    (0..n).try_for_each(|_| self.value(element, depth, see))?;
+                }
+                Some((_, field)) => self.value(field, depth, see)?,
+                None => self.skip(wire, depth)?,
+            }
+        }
+    }
+
+    fn value(&mut self, wanted: &Type, depth: usize, see: &mut See<'_>) -> Result<(), Fault> {
+        match wanted {
+            Bool | Byte => self.advance(1),
+            Int => self.varint().map(|_| ()),
+            Double => self.advance(8),
+            Binary => self.skip(8, depth),
+            Struct(layout) => self.fields(*layout, depth, see),
+            List(_) => claim("lists of lists".to_owned()),
+        }
+    }
+
+    /// Type and number of the elements of a list, each of which takes a byte at least.
+    fn list(&mut self) -> Result<(u8, u64), Fault> {
+        let head = self.byte()?;
+        let n = if head >> 4 == 15 { self.varint()? } else { u64::from(head >> 4) };
+        if n > self.bytes.len() as u64 {
+            return claim(format!("a list of {n} elements in {} bytes", self.bytes.len()));
+        }
+        // The library takes no byte for a boolean of a list, writers take one. Nothing that is read here has such lists.
+        if n > 0 && matches!(head & 15, 1 | 2) {
+            return claim("a list of booleans".to_owned());
+        }
+        Ok((head & 15, n))
+    }
+
+    fn skip(&mut self, wire: u8, depth: usize) -> Result<(), Fault> {
+        match wire {
+            // A boolean of a struct is its type.
+            1 | 2 => Ok(()),
+            3 => self.advance(1),
+            4..=6 => self.varint().map(|_| ()),
+            7 => self.advance(8),
+            8 => {
+                let n_bytes = self.varint()?;
+                self.advance(n_bytes)
+            }
+            9 | 10 => {
+                let (element, n) = self.list()?;
+                let Some(depth) = depth.checked_sub(1) else { return claim("lists within lists".to_owned()) };
+                (0..n).try_for_each(|_| self.skip(element, depth))
+            }
+            11 => claim("a map".to_owned()),
+            12 => self.fields(ANY, depth, &mut |_, _, _| {}),
+            13 => self.advance(16),
+            _ => Err(Fault::End),
+        }
+    }
+}
+
+impl Type {
+    fn is_written_as(self, wire: u8) -> bool {
+        match self {
+            Bool => matches!(wire, 1 | 2),
+            Byte => wire == 3,
+            Int => matches!(wire, 4..=6),
+            Double => wire == 7,
+            Binary => wire == 8,
+            List(_) => wire == 9,
+            Struct(_) => wire == 12,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    fn varint(mut n: u64) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        while n > 0x7f {
+            bytes.push(n as u8 | 0x80);
+            n >>= 7;
+        }
+        bytes.push(n as u8);
+        bytes
+    }
+
+    /// A footer whose schema's elements have so many children.
+    fn footer(children: &[i32]) -> Vec<u8> {
+        // Version 1; the list of the schema.
+        let mut footer = vec![0x15, 2, 0x19, 0xfc];
+        footer.extend(varint(children.len() as u64));
+        for &n in children {
+            // Required, named `a`; then the number of children.
+            footer.extend([0x35, 0, 0x18, 1, b'a', 0x15]);
+            footer.extend(varint(u64::from(((n << 1) ^ (n >> 31)) as u32)));
+            footer.push(0);
+        }
+        footer.push(0);
+        footer
+    }
+
+    #[test]
+    fn a_schema_that_claims_more_than_it_has_or_nests_too_deep_is_not_read() {
+        let deep = |n: usize| -> Vec<i32> { (0..n).map(|at| i32::from(at + 1 < n)).collect() };
+        let cases: [(&[i32], &str); 7] = [
+            (&[2, 0, 0], ""),
+            (&[2, 2, 0, 0, 1, 0], ""),
+            (&deep(60), ""),
+            (&[1 << 30, 0], "claims 1073741824 children, 1 elements follow"),
+            (&[2, 0, 5, 0], "claims 5 children, 1 elements follow"),
+            (&[-1, 0], "claims -1 children"),
+            (&deep(100_000), "more than 64 groups"),
+        ];
+        for (children, wanted) in cases {
+            let found = check_footer(&footer(children)).err().unwrap_or_default();
+            assert!(found.contains(wanted) && found.is_empty() == wanted.is_empty(), "{found}, wanted {wanted}");
+            // What stands before the end of the bytes is checked too.
+            let cut = footer(children);
+            assert_eq!(check_footer(&cut[..cut.len() - 1]).is_err(), !wanted.is_empty());
+        }
+    }
+
+    #[test]
+    fn lists_of_more_elements_than_bytes_and_fields_of_another_type_are_not_read() {
+        let two_billion = [0xff, 0xff, 0xff, 0xff, 7];
+        let with = |head: &[u8], list: u8| [head, &[list], &two_billion, &[0]].concat();
+        // An unknown field of a footer; one whose booleans the library counts to without a byte; a list where a number should be.
+        assert!(check_footer(&with(&[0x15, 2, 0xf9], 0xf8)).is_err());
+        assert!(check_footer(&[0x15, 2, 0xf9, 0x11, 1, 0]).is_err());
+        assert!(check_footer(&[0x19, 0x15, 2, 0]).is_err());
+        assert!(check_footer(&[0x15, 2, 0xf9, 0x15, 2, 0]).is_ok());
+        assert!(check_offset_index(&[0x19, 0x1c, 0x16, 8, 0x15, 8, 0x16, 0, 0, 0]).is_ok());
+        assert!(check_offset_index(&with(&[0x19], 0xfc)).is_err());
+        // A page of 3 bytes and 2 values, and one behind it with a list of two billion doubles.
+        let page = [0x15, 0, 0x15, 6, 0x15, 6, 0x2c, 0x15, 4, 0x15, 0, 0x15, 0, 0x15, 0, 0, 0, 1, 2, 3];
+        assert_eq!(page_head(&page).unwrap(), Some(PageHead { n_bytes: 20, n_values: 2 }));
+        assert_eq!(page_head(&page[..10]).unwrap(), None);
+        let count = |pages: Vec<u8>| count_values(&Bytes::from(pages.clone()), 0..pages.len() as u64);
+        assert_eq!(count(page.repeat(3)).unwrap(), 6);
+        assert_eq!(count(page[..19].to_vec()).unwrap(), 2);
+        assert!(count([&page[..], &with(&[0xf9], 0xf7)].concat()).is_err());
+        // A text of 17 MiB before the end of a header.
+        let long = [&[0xf8, 0x80, 0x80, 0xc0, 8][..], &vec![0; 18 << 20]].concat();
+        assert!(count(long).unwrap_err().to_string().contains("more than 16777216 bytes"));
+    }
+}
