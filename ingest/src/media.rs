@@ -12,19 +12,20 @@ pub(crate) mod config;
 mod exif;
 mod flac;
 mod jpeg;
+pub(crate) mod pixels;
 mod remux;
 mod shrink;
 
 use imp_schemas::media::{
-    AudioMeta, ImageMeta, MediaError, MediaLimits, Picture, VideoMeta, check_audio, read_audio, read_image, read_video,
+    AudioMeta, ImageMeta, MediaError, MediaLimits, VideoMeta, check_audio, read_audio, read_image, read_planes,
+    read_video,
 };
 use imp_schemas::modality::RecordKind;
 use imp_schemas::reject::RejectReason;
 
-use self::config::{MediaRules, MetadataRule, VideoRule};
+use self::config::{MediaRules, MetadataRule, PictureFormat, Reencode, VideoRule};
+use self::pixels::Pixels;
 use crate::text::Refusal;
-
-pub(crate) use shrink::resized;
 
 /// What decoding found.
 #[derive(Debug)]
@@ -42,7 +43,7 @@ pub(crate) struct Stored {
     /// Of what is stored.
     pub(crate) facts: Facts,
     /// Its pixels, of a picture: as decoded, or as coded.
-    pub(crate) picture: Option<Picture>,
+    pub(crate) pixels: Option<Pixels>,
     /// What was done, in the order it was done, `+` between; `None` if nothing was.
     pub(crate) normalised: Option<String>,
     /// Number of the clip's window, if the medium was cut.
@@ -51,7 +52,7 @@ pub(crate) struct Stored {
 
 impl Stored {
     fn as_is(facts: Facts) -> Self {
-        Self { changed: None, facts, picture: None, normalised: None, window_idx: None }
+        Self { changed: None, facts, pixels: None, normalised: None, window_idx: None }
     }
 
     fn changed(bytes: Vec<u8>, facts: Facts, done: &str) -> Self {
@@ -86,13 +87,13 @@ fn refusal(error: MediaError) -> Refusal {
 }
 
 fn image(bytes: &[u8], rules: &MediaRules, limits: &MediaLimits, accept: &mut Accept<'_>) -> Result<Stored, Refusal> {
-    let (meta, picture) = read_image(bytes, limits).map_err(refusal)?;
+    let (meta, pixels) = decoded(bytes, rules.reencode.as_ref(), limits).map_err(refusal)?;
     let facts = Facts::Image(meta.clone());
     accept(&facts)?;
     if let Some(rule) = &rules.reencode
-        && let Some((smaller, meta, picture)) = shrink::shrink(&picture, rule).map_err(refusal)?
+        && let Some((smaller, meta, pixels)) = shrink::shrink(&pixels, rule).map_err(refusal)?
     {
-        return Ok(Stored { picture: Some(picture), ..Stored::changed(smaller, Facts::Image(meta), "reencode") });
+        return Ok(Stored { pixels: Some(pixels), ..Stored::changed(smaller, Facts::Image(meta), "reencode") });
     }
     let rule = rules.normalise;
     let strips = rule.metadata == MetadataRule::Strip;
@@ -105,13 +106,25 @@ fn image(bytes: &[u8], rules: &MediaRules, limits: &MediaLimits, accept: &mut Ac
     // The promise is held for every single picture: same pixels, same orientation, or no change.
     if let Some((changed, done)) = changed
         && let Ok((new_meta, new_picture)) = read_image(&changed, limits)
-        && new_picture == picture
+        && Pixels::Rgb(new_picture) == pixels
         && new_meta.orientation == meta.orientation
     {
         let stored = Stored::changed(changed, Facts::Image(new_meta), &done.join("+"));
-        return Ok(Stored { picture: Some(picture), ..stored });
+        return Ok(Stored { pixels: Some(pixels), ..stored });
     }
-    Ok(Stored { picture: Some(picture), ..Stored::as_is(facts) })
+    Ok(Stored { pixels: Some(pixels), ..Stored::as_is(facts) })
+}
+
+/// A picture that becomes a smaller JPEG comes in planes if it has them: no colour is converted back and forth, and of one that
+/// becomes much smaller only as much is computed as leaves the last half to the resize, as Pillow's thumbnails are made.
+fn decoded(bytes: &[u8], rule: Option<&Reencode>, limits: &MediaLimits) -> Result<(ImageMeta, Pixels), MediaError> {
+    if let Some(rule) = rule.filter(|rule| rule.format == PictureFormat::Jpeg) {
+        let at_least = |width, height| shrink::target(width, height, rule).map(|(w, h)| (2 * w, 2 * h));
+        if let Some((meta, planes)) = read_planes(bytes, limits, at_least)? {
+            return Ok((meta, Pixels::Planes(planes)));
+        }
+    }
+    read_image(bytes, limits).map(|(meta, picture)| (meta, Pixels::Rgb(picture)))
 }
 
 fn video(

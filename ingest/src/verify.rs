@@ -85,7 +85,7 @@ fn checked(
     let stored = prepare(corpus.kind, media, &corpus.media, &corpus.limits.media(), &mut accept)?;
     let tokens: Result<Vec<Vec<i32>>, Refusal> = captions.iter().map(|c| tokenizer.encode(c)).collect();
     let wants_hash = clean.wants_picture_hash();
-    let hash = |stored: &Stored| stored.picture.as_ref().filter(|_| wants_hash).and_then(picture_hash);
+    let hash = |stored: &Stored| stored.pixels.as_ref().filter(|_| wants_hash).and_then(picture_hash);
     let stored = stored.into_iter().map(|stored| {
         let hash = hash(&stored);
         (stored, hash)

@@ -7,9 +7,7 @@
 
 use std::f32::consts::PI;
 
-use imp_schemas::media::Picture;
-
-use crate::media::resized;
+use crate::media::pixels::Pixels;
 
 /// Pixels of a side that the transform sees.
 const SIDE: usize = 32;
@@ -17,20 +15,11 @@ const SIDE: usize = 32;
 const KEPT: usize = 8;
 
 /// The hash; `None` for a picture without pixels.
-pub(crate) fn picture_hash(picture: &Picture) -> Option<u64> {
-    if picture.rgb.is_empty() {
+pub(crate) fn picture_hash(pixels: &Pixels) -> Option<u64> {
+    if pixels.size() == (0, 0) {
         return None;
     }
-    let small = resized(picture, SIDE, SIDE).ok()?;
-    // BT.601 brightness, as JPEG has it.
-    let luma: Vec<f32> = small
-        .rgb
-        .as_chunks::<3>()
-        .0
-        .iter()
-        .map(|&[r, g, b]| 0.299 * f32::from(r) + 0.587 * f32::from(g) + 0.114 * f32::from(b))
-        .collect();
-    let frequencies = lowest_frequencies(&luma);
+    let frequencies = lowest_frequencies(&pixels.brightness(SIDE).ok()?);
     let mut sorted = frequencies;
     sorted.sort_by(f32::total_cmp);
     let median = (sorted[KEPT * KEPT / 2 - 1] + sorted[KEPT * KEPT / 2]) / 2.0;
@@ -54,14 +43,16 @@ fn lowest_frequencies(luma: &[f32]) -> [f32; KEPT * KEPT] {
 
 #[cfg(test)]
 mod tests {
+    use imp_schemas::media::Picture;
+
     use super::*;
 
     /// Smooth blobs of every size, another picture for every seed.
-    fn blobs(seed: u32, width: usize, height: usize) -> Picture {
+    fn blobs(seed: u32, width: usize, height: usize) -> Pixels {
         let mut noise = blake3::Hasher::new_keyed(&[seed as u8; 32]).finalize_xof();
         let mut rgb = vec![0; 12 * 12 * 3];
         noise.fill(&mut rgb);
-        resized(&Picture { width: 12, height: 12, rgb }, width, height).unwrap()
+        Pixels::Rgb(Picture { width: 12, height: 12, rgb }).resized(width, height).unwrap()
     }
 
     #[test]
@@ -70,8 +61,9 @@ mod tests {
             let hash = picture_hash(&blobs(seed, 320, 240)).unwrap();
             let smaller = picture_hash(&blobs(seed, 97, 64)).unwrap();
             assert!((hash ^ smaller).count_ones() <= 6, "{seed}: {}", (hash ^ smaller).count_ones());
-            let mut brighter = blobs(seed, 320, 240);
+            let Pixels::Rgb(mut brighter) = blobs(seed, 320, 240) else { panic!() };
             brighter.rgb.iter_mut().for_each(|v| *v = 20 + *v / 2);
+            let brighter = Pixels::Rgb(brighter);
             let brighter = picture_hash(&brighter).unwrap();
             assert!((hash ^ brighter).count_ones() <= 6, "{seed}: {}", (hash ^ brighter).count_ones());
             let other = picture_hash(&blobs(seed + 1, 320, 240)).unwrap();
@@ -81,7 +73,7 @@ mod tests {
 
     #[test]
     fn a_picture_without_pixels_has_no_hash() {
-        assert_eq!(picture_hash(&Picture { width: 0, height: 0, rgb: Vec::new() }), None);
-        assert!(picture_hash(&Picture { width: 1, height: 1, rgb: vec![7, 7, 7] }).is_some());
+        assert_eq!(picture_hash(&Pixels::Rgb(Picture { width: 0, height: 0, rgb: Vec::new() })), None);
+        assert!(picture_hash(&Pixels::Rgb(Picture { width: 1, height: 1, rgb: vec![7, 7, 7] })).is_some());
     }
 }

@@ -6,13 +6,11 @@
 
 use std::mem::MaybeUninit;
 
-use imp_schemas::media::libjpeg::{self, Refused};
+use imp_schemas::media::libjpeg::{self, Decompressor, Refused};
 use mozjpeg_sys::{
-    JCP_FASTEST, JINT_COMPRESS_PROFILE, JPEG_LIB_VERSION, boolean, c_int, c_ulong, jpeg_CreateCompress,
-    jpeg_CreateDecompress, jpeg_c_set_int_param, jpeg_compress_struct, jpeg_copy_critical_parameters,
-    jpeg_decompress_struct, jpeg_destination_mgr, jpeg_destroy_compress, jpeg_destroy_decompress, jpeg_error_mgr,
-    jpeg_finish_compress, jpeg_finish_decompress, jpeg_mem_src, jpeg_read_coefficients, jpeg_read_header,
-    jpeg_write_coefficients,
+    JCP_FASTEST, JINT_COMPRESS_PROFILE, JPEG_LIB_VERSION, boolean, c_int, jpeg_CreateCompress, jpeg_c_set_int_param,
+    jpeg_compress_struct, jpeg_copy_critical_parameters, jpeg_destination_mgr, jpeg_destroy_compress, jpeg_error_mgr,
+    jpeg_finish_compress, jpeg_finish_decompress, jpeg_read_coefficients, jpeg_write_coefficients,
 };
 
 /// Codes the scans of `bytes` anew as one baseline scan.
@@ -25,19 +23,6 @@ pub(super) fn to_baseline(bytes: &[u8]) -> Result<Vec<u8>, Refused> {
     libjpeg::guarded(|| transcode(bytes, &mut out)).map(|()| out)
 }
 
-/// libjpeg's decompressor at an address that stays, freed when it is dropped.
-struct Source {
-    errors: Box<jpeg_error_mgr>,
-    info: Box<MaybeUninit<jpeg_decompress_struct>>,
-}
-
-impl Drop for Source {
-    fn drop(&mut self) {
-        // SAFETY: the struct is zeroed before libjpeg sees it, and destroying one that was not created does nothing.
-        unsafe { jpeg_destroy_decompress(self.info.assume_init_mut()) }
-    }
-}
-
 /// libjpeg's compressor at an address that stays, freed when it is dropped.
 struct Target {
     errors: Box<jpeg_error_mgr>,
@@ -47,7 +32,7 @@ struct Target {
 
 impl Drop for Target {
     fn drop(&mut self) {
-        // SAFETY: as for `Source`.
+        // SAFETY: the struct is zeroed before libjpeg sees it, and destroying one that was not created does nothing.
         unsafe { jpeg_destroy_compress(self.info.assume_init_mut()) }
     }
 }
@@ -62,17 +47,13 @@ struct Sink {
 
 fn transcode(bytes: &[u8], out: &mut Vec<u8>) {
     // SAFETY: every pointer handed to libjpeg points into a box that outlives the struct holding it: the error managers and
-    // the sink are fields of the same value as their struct, `bytes` outlives `source`. The coefficient arrays belong to
+    // the sink are fields of the same value as their struct. The coefficient arrays belong to
     // `source`, which is dropped after the compressor has written them. All structs of libjpeg are plain C data for which
     // zeroes are valid, as its own initialisation relies on. Callbacks unwind, which the C code allows: it is compiled with
     // unwind tables (feature `unwinding`), and its functions are declared `C-unwind`.
     unsafe {
-        let mut source = Source { errors: Box::new(libjpeg::errors()), info: Box::new(MaybeUninit::zeroed()) };
-        let src = source.info.assume_init_mut();
-        src.common.err = &mut *source.errors;
-        jpeg_CreateDecompress(src, JPEG_LIB_VERSION, size_of::<jpeg_decompress_struct>());
-        jpeg_mem_src(src, bytes.as_ptr(), bytes.len() as c_ulong);
-        jpeg_read_header(src, 1);
+        let mut source = Decompressor::open(bytes);
+        let src = source.info();
         let coefficients = jpeg_read_coefficients(src);
 
         let mut target = Target {

@@ -1,92 +1,89 @@
 //! Pictures made smaller and coded anew: the only thing done to a medium that loses something.
 //!
-//! In: decoded pixels and the corpus's rule. Out: the bytes of a JPEG or PNG. Never: a resize without antialiasing, a
-//! picture that the rule leaves alone coded anew.
+//! In: decoded pixels or planes and the corpus's rule. Out: the bytes of a JPEG or PNG. Never: a picture that the rule leaves
+//! alone coded anew.
 
-use std::cell::RefCell;
-
-use fast_image_resize::images::{Image, ImageRef};
-use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
 use imp_schemas::media::libjpeg::{self, Refused};
-use imp_schemas::media::{ImageMeta, MediaError, Picture};
+use imp_schemas::media::{ImageMeta, MediaError, Picture, Planes};
 use mozjpeg::{ColorSpace, Compress};
 
 use super::config::{PictureFormat, Reencode, Side};
+use super::pixels::{Pixels, extended};
 
-thread_local! {
-    /// It keeps the rows between its two passes: made anew for each picture, their pages are cleared each time.
-    static RESIZER: RefCell<Resizer> = RefCell::new(Resizer::new());
-}
-
-/// `picture` as the rule wants it: its bytes, what the planning columns say of them, and the pixels that were coded; `None` if
-/// the rule leaves it alone.
-///
-/// # Errors
-/// A side that the format cannot have.
-pub(super) fn shrink(picture: &Picture, rule: &Reencode) -> Result<Option<(Vec<u8>, ImageMeta, Picture)>, MediaError> {
-    let (shorter, longest) = (picture.width.min(picture.height), picture.width.max(picture.height));
+/// Width and height that a picture of `width` × `height` shall have; `None` if the rule leaves it alone.
+pub(super) fn target(width: usize, height: usize, rule: &Reencode) -> Option<(usize, usize)> {
+    let (shorter, longest) = (width.min(height), width.max(height));
     let (from, to) = match rule.side {
         Side::Shorter(to) => (shorter, to),
         Side::Longest(to) => (longest, to),
     };
-    if from == to || (from < to && rule.only_if_larger) {
-        return Ok(None);
-    }
     let scaled = |length: usize| ((length * to + from / 2) / from).max(1);
-    let smaller = resized(picture, scaled(picture.width), scaled(picture.height))?;
-    let bytes = encode(&smaller, rule)?;
-    let format = match rule.format {
-        PictureFormat::Jpeg => "jpeg",
-        PictureFormat::Png => "png",
+    let leaves = from == to || (from < to && rule.only_if_larger);
+    (!leaves).then(|| (scaled(width), scaled(height)))
+}
+
+/// `pixels` as the rule wants them: their bytes, what the planning columns say of them, and the pixels that were coded; `None`
+/// if the rule leaves them alone.
+///
+/// # Errors
+/// A side that the format cannot have.
+pub(super) fn shrink(pixels: &Pixels, rule: &Reencode) -> Result<Option<(Vec<u8>, ImageMeta, Pixels)>, MediaError> {
+    let (width, height) = pixels.size();
+    let Some((width, height)) = target(width, height, rule) else { return Ok(None) };
+    let smaller = pixels.resized(width, height)?;
+    let (bytes, format) = match (rule.format, &smaller) {
+        (PictureFormat::Png, Pixels::Rgb(picture)) => (to_png(picture)?, "png"),
+        (PictureFormat::Jpeg, Pixels::Rgb(picture)) => (coded(|| to_jpeg(picture, rule.quality))?, "jpeg"),
+        (_, Pixels::Planes(planes)) => (coded(|| planes_to_jpeg(planes, rule.quality))?, "jpeg"),
     };
-    let (width, height) = (smaller.width, smaller.height);
     Ok(Some((bytes, ImageMeta { width, height, format, progressive: false, orientation: 1 }, smaller)))
 }
 
-/// `picture` at `width` × `height` by a triangle as wide as the reduction, which is Pillow's and torchvision's bilinear.
-pub(crate) fn resized(picture: &Picture, width: usize, height: usize) -> Result<Picture, MediaError> {
-    let failed = |detail: &dyn std::fmt::Display| MediaError::Corrupt {
-        detail: format!("{} x {} pixels do not become {width} x {height}: {detail}", picture.width, picture.height),
-    };
-    let side = |n: usize| u32::try_from(n).map_err(|e| failed(&e));
-    let source = ImageRef::new(side(picture.width)?, side(picture.height)?, &picture.rgb, PixelType::U8x3)
-        .map_err(|e| failed(&e))?;
-    let mut rgb = vec![0; width * height * 3];
-    let mut target =
-        Image::from_slice_u8(side(width)?, side(height)?, &mut rgb, PixelType::U8x3).map_err(|e| failed(&e))?;
-    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Bilinear)).use_alpha(false);
-    RESIZER.with_borrow_mut(|resizer| resizer.resize(&source, &mut target, &options)).map_err(|e| failed(&e))?;
-    Ok(Picture { width, height, rgb })
+fn failed(detail: String) -> MediaError {
+    MediaError::Corrupt { detail: format!("the picture cannot be coded: {detail}") }
 }
 
-fn encode(picture: &Picture, rule: &Reencode) -> Result<Vec<u8>, MediaError> {
-    let failed = |detail: String| MediaError::Corrupt { detail: format!("the picture cannot be coded: {detail}") };
-    match rule.format {
-        PictureFormat::Jpeg => {
-            let coded = libjpeg::guarded(|| to_jpeg(picture, rule.quality));
-            coded.map_err(|Refused { message, .. }| failed(message))?.map_err(|e| failed(e.to_string()))
-        }
-        PictureFormat::Png => {
-            let mut out = Vec::new();
-            let side = |n: usize| u32::try_from(n).map_err(|e| failed(e.to_string()));
-            let (width, height) = (side(picture.width)?, side(picture.height)?);
-            let encoder = image::codecs::png::PngEncoder::new(&mut out);
-            image::ImageEncoder::write_image(encoder, &picture.rgb, width, height, image::ExtendedColorType::Rgb8)
-                .map_err(|e| failed(e.to_string()))?;
-            Ok(out)
-        }
-    }
+fn coded(code: impl FnOnce() -> std::io::Result<Vec<u8>>) -> Result<Vec<u8>, MediaError> {
+    libjpeg::guarded(code).map_err(|Refused { message, .. }| failed(message))?.map_err(|e| failed(e.to_string()))
+}
+
+fn to_png(picture: &Picture) -> Result<Vec<u8>, MediaError> {
+    let mut out = Vec::new();
+    let side = |n: usize| u32::try_from(n).map_err(|e| failed(e.to_string()));
+    let (width, height) = (side(picture.width)?, side(picture.height)?);
+    let encoder = image::codecs::png::PngEncoder::new(&mut out);
+    image::ImageEncoder::write_image(encoder, &picture.rgb, width, height, image::ExtendedColorType::Rgb8)
+        .map_err(|e| failed(e.to_string()))?;
+    Ok(out)
 }
 
 /// As libjpeg-turbo codes by itself, which is what Pillow and OpenCV write. Unwinds as [`libjpeg`] does.
 fn to_jpeg(picture: &Picture, quality: u8) -> std::io::Result<Vec<u8>> {
-    let mut encoder = Compress::new_err(Box::new(libjpeg::errors()), ColorSpace::JCS_RGB);
-    encoder.set_fastest_defaults();
-    encoder.set_size(picture.width, picture.height);
-    encoder.set_quality(f32::from(quality));
-    // Colour at half resolution, as cameras and the other tools of this trade write it.
-    encoder.set_chroma_sampling_pixel_sizes((2, 2), (2, 2));
+    let encoder = compressor(ColorSpace::JCS_RGB, picture.width, picture.height, quality);
     let mut encoder = encoder.start_compress(Vec::new())?;
     encoder.write_scanlines(&picture.rgb)?;
     encoder.finish()
+}
+
+/// The same, of planes whose colours have half of the resolution. Unwinds as [`libjpeg`] does.
+fn planes_to_jpeg(planes: &Planes, quality: u8) -> std::io::Result<Vec<u8>> {
+    let mut encoder = compressor(ColorSpace::JCS_YCbCr, planes.width, planes.height, quality);
+    encoder.set_raw_data_in(true);
+    let mut encoder = encoder.start_compress(Vec::new())?;
+    let whole_blocks = |length: usize| length.next_multiple_of(8);
+    let [y, cb, cr] = planes.planes.each_ref().map(|p| extended(p, (whole_blocks(p.width), whole_blocks(p.height))));
+    if !encoder.write_raw_data(&[&y, &cb, &cr]) {
+        return Err(std::io::Error::other("the coder took no rows"));
+    }
+    encoder.finish()
+}
+
+fn compressor(from: ColorSpace, width: usize, height: usize, quality: u8) -> Compress {
+    let mut encoder = Compress::new_err(Box::new(libjpeg::errors()), from);
+    encoder.set_fastest_defaults();
+    encoder.set_size(width, height);
+    encoder.set_quality(f32::from(quality));
+    // Colour at half resolution, as cameras and the other tools of this trade write it.
+    encoder.set_chroma_sampling_pixel_sizes((2, 2), (2, 2));
+    encoder
 }

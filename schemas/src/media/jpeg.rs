@@ -22,13 +22,7 @@ const MAX_SCANS: usize = 500;
 
 /// As [`super::read_image`], of bytes that begin as a JPEG does.
 pub(super) fn read_jpeg(bytes: &[u8], limits: &MediaLimits) -> Result<(ImageMeta, Picture), MediaError> {
-    let header = Header::walk(bytes)?;
-    check_size(header.width, header.height, limits)?;
-    // Every 8 × 8 block of brightness takes at least one bit, so a header that promises more than 512 pixels a byte lies.
-    if header.width * header.height / 512 > bytes.len() as u64 {
-        let detail = format!("{} x {} pixels cannot be in {} bytes", header.width, header.height, bytes.len());
-        return Err(MediaError::Truncated { detail });
-    }
+    let header = Header::read(bytes, limits)?;
     let bytes = header.tidied.as_deref().unwrap_or(bytes);
     let rgb = libjpeg::guarded(|| decode(bytes, limits)).unwrap_or_else(|refused| Err(broken(refused)))?;
     Ok(upright(rgb, "jpeg", header.progressive, orientation_of(header.exif.as_deref())))
@@ -64,17 +58,29 @@ fn rgb_of_cmyk([c, m, y, k]: [u8; 4]) -> [u8; 3] {
 }
 
 /// What is known of a JPEG before a pixel is decoded.
-struct Header {
-    width: u64,
-    height: u64,
-    progressive: bool,
+pub(super) struct Header {
+    pub(super) width: u64,
+    pub(super) height: u64,
+    pub(super) progressive: bool,
     /// The EXIF block, as TIFF.
-    exif: Option<Vec<u8>>,
+    pub(super) exif: Option<Vec<u8>>,
     /// The file without the bytes that stood between its segments.
-    tidied: Option<Vec<u8>>,
+    pub(super) tidied: Option<Vec<u8>>,
 }
 
 impl Header {
+    /// The header of a whole file, within the limits.
+    pub(super) fn read(bytes: &[u8], limits: &MediaLimits) -> Result<Self, MediaError> {
+        let header = Self::walk(bytes)?;
+        check_size(header.width, header.height, limits)?;
+        // Every 8 × 8 block of brightness takes at least one bit, so a header that promises more than 512 pixels a byte lies.
+        if header.width * header.height / 512 > bytes.len() as u64 {
+            let detail = format!("{} x {} pixels cannot be in {} bytes", header.width, header.height, bytes.len());
+            return Err(MediaError::Truncated { detail });
+        }
+        Ok(header)
+    }
+
     /// Walks the markers from SOI to EOI: gives the frame header, and knows whether the file was cut.
     fn walk(bytes: &[u8]) -> Result<Self, MediaError> {
         let cut = |what: &str| MediaError::Truncated { detail: format!("a JPEG that ends {what}") };
@@ -150,7 +156,7 @@ fn unsupported(codec: String) -> MediaError {
     MediaError::UnsupportedCodec { codec, remedy: "convert it to baseline or progressive JPEG before ingest" }
 }
 
-fn broken(Refused { code, message }: Refused) -> MediaError {
+pub(super) fn broken(Refused { code, message }: Refused) -> MediaError {
     match code {
         JWRN_JPEG_EOF | JERR_INPUT_EOF => MediaError::Truncated { detail: message },
         JERR_SOF_UNSUPPORTED | JERR_BAD_PRECISION | JERR_CONVERSION_NOTIMPL | JERR_NOT_COMPILED => {

@@ -4,10 +4,14 @@
 //! [`guarded`] catches. Never: a damaged file repaired in silence: what libjpeg warns of and goes on with is an error too.
 
 use std::ffi::c_int;
+use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use mozjpeg_sys::{
-    J_MESSAGE_CODE, JWRN_ADOBE_XFORM, JWRN_JFIF_MAJOR, jpeg_common_struct, jpeg_error_mgr, jpeg_std_error,
+    J_MESSAGE_CODE, JPEG_LIB_VERSION, JWRN_ADOBE_XFORM, JWRN_JFIF_MAJOR, c_ulong, jpeg_CreateDecompress,
+    jpeg_common_struct, jpeg_decompress_struct, jpeg_destroy_decompress, jpeg_error_mgr, jpeg_mem_src,
+    jpeg_read_header, jpeg_std_error,
 };
 
 /// libjpeg refused the file, or warned of it.
@@ -31,6 +35,48 @@ pub fn guarded<T>(work: impl FnOnce() -> T) -> Result<T, Refused> {
             Refused { code: -1, message: text.unwrap_or_else(|| "the codec gave up".to_owned()) }
         }
     })
+}
+
+/// libjpeg's decompressor at an address that stays, over bytes that outlive it; freed when it is dropped.
+pub struct Decompressor<'a> {
+    /// The struct points to it.
+    _errors: Box<jpeg_error_mgr>,
+    info: Box<MaybeUninit<jpeg_decompress_struct>>,
+    bytes: PhantomData<&'a [u8]>,
+}
+
+impl<'a> Decompressor<'a> {
+    /// Reads the header of `bytes`. It, and calls with what [`Self::info`] gives, unwind: only under [`guarded`].
+    pub fn open(bytes: &'a [u8]) -> Self {
+        let mut errors = Box::new(errors());
+        let manager: *mut jpeg_error_mgr = &mut *errors;
+        // Dropped, and so freed, if reading the header unwinds.
+        let mut opened = Self { _errors: errors, info: Box::new(MaybeUninit::zeroed()), bytes: PhantomData };
+        // SAFETY: a struct of numbers and pointers that may be null: zeroes are valid, as libjpeg's own initialisation relies
+        // on. The error manager stays in its box as long as the struct, `bytes` outlives both. Callbacks unwind, which the C
+        // code allows: it is compiled with unwind tables (feature `unwinding`), and its functions are declared `C-unwind`.
+        unsafe {
+            let info = opened.info.assume_init_mut();
+            info.common.err = manager;
+            jpeg_CreateDecompress(info, JPEG_LIB_VERSION, size_of::<jpeg_decompress_struct>());
+            jpeg_mem_src(info, bytes.as_ptr(), bytes.len() as c_ulong);
+            jpeg_read_header(info, 1);
+        }
+        opened
+    }
+
+    /// The struct that libjpeg's functions take.
+    pub fn info(&mut self) -> &mut jpeg_decompress_struct {
+        // SAFETY: initialised by `open`.
+        unsafe { self.info.assume_init_mut() }
+    }
+}
+
+impl Drop for Decompressor<'_> {
+    fn drop(&mut self) {
+        // SAFETY: zeroed before libjpeg saw it; destroying a struct that was not created does nothing.
+        unsafe { jpeg_destroy_decompress(self.info.assume_init_mut()) }
+    }
 }
 
 /// A manager whose errors and warnings unwind; only under [`guarded`].

@@ -2,7 +2,7 @@
 #![no_main]
 
 use imp_fuzz::{LIMITS, held};
-use imp_schemas::media::read_image;
+use imp_schemas::media::{read_image, read_planes};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
@@ -11,6 +11,15 @@ fuzz_target!(|bytes: &[u8]| {
             assert_eq!((meta.width, meta.height), (picture.width, picture.height));
             assert_eq!(picture.rgb.len(), 3 * meta.width * meta.height);
             assert!((meta.width * meta.height) as u64 <= LIMITS.max_pixels);
+        }
+        // Every input at one scale, all scales over many inputs.
+        let divisor = 1 << (bytes.len() % 4);
+        if let Ok(Some((meta, planes))) = read_planes(bytes, &LIMITS, |w, h| Some((w / divisor, h / divisor))) {
+            assert_eq!((meta.width, meta.height), (planes.width, planes.height));
+            for plane in planes.planes {
+                assert_eq!(plane.values.len(), plane.width * plane.height);
+                assert!(plane.width * plane.step.0 >= meta.width && plane.height * plane.step.1 >= meta.height);
+            }
         }
     });
 });

@@ -101,6 +101,7 @@ fn read_tables(bytes: &[u8]) {
         rejects: Vec::new(),
         tombstones,
         media_index,
+        side_tables: Vec::new(),
         runs: Vec::new(),
         n_inputs: n_rows,
         n_records: n_rows,

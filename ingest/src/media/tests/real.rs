@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use imp_schemas::media::mp4::movie;
+use imp_schemas::media::read_planes;
 
 use super::*;
 use crate::filter::picture_hash;
-use crate::media::resized;
 
 fn files(folder: &str, extensions: &[&str]) -> Vec<PathBuf> {
     fn walk(folder: &Path, out: &mut Vec<PathBuf>) {
@@ -172,23 +172,29 @@ fn copies_of_a_photograph_stay_near_it_and_other_photographs_do_not() {
     let mut hashes = Vec::new();
     let mut worst_copy = 0;
     for path in files("image/coco-mini", &["jpg"]) {
-        let picture = pixels(&std::fs::read(&path).unwrap());
-        let hash = picture_hash(&picture).unwrap();
+        let bytes = std::fs::read(&path).unwrap();
+        let picture = pixels(&bytes);
+        let of = |picture: &Picture| Pixels::Rgb(picture.clone());
+        let resized = |w: usize, h: usize| of(&picture).resized(w, h).unwrap();
+        let hash = picture_hash(&of(&picture)).unwrap();
         let (w, h) = (picture.width, picture.height);
         let recompressed = |picture: &Picture, quality: u8| {
             let mut bytes = Vec::new();
             let (w, h) = (picture.width as u16, picture.height as u16);
             Encoder::new(&mut bytes, quality).encode(&picture.rgb, w, h, ColorType::Rgb).unwrap();
-            pixels(&bytes)
+            of(&pixels(&bytes))
         };
-        let half = resized(&picture, w / 2, h / 2).unwrap();
+        let Pixels::Rgb(half) = resized(w / 2, h / 2) else { panic!() };
+        let planes = read_planes(&bytes, &MediaLimits::default(), |w, h| Some((w / 2, h / 2))).unwrap().unwrap().1;
         let copies = [
             recompressed(&picture, 75),
             recompressed(&picture, 30),
             recompressed(&half, 60),
-            resized(&picture, 128, 128).unwrap(),
-            resized(&picture, w * 3 / 2, h * 3 / 2).unwrap(),
-            half,
+            resized(128, 128),
+            resized(w * 3 / 2, h * 3 / 2),
+            of(&half),
+            Pixels::Planes(planes.clone()),
+            Pixels::Planes(planes).resized(w / 3, h / 3).unwrap(),
         ];
         for copy in copies {
             worst_copy = worst_copy.max((picture_hash(&copy).unwrap() ^ hash).count_ones());

@@ -1,0 +1,301 @@
+//! JPEG → its planes of brightness and colour as they are coded, whole or at a half, a quarter or an eighth of their size: for
+//! whoever makes a picture smaller, half of the values, no conversion, and no pixel that is thrown away again.
+//!
+//! In: the bytes of a JPEG. Out: planes, if the picture has them: upright YCbCr, its colours at full or half resolution.
+//! Never: a picture that [`super::read_image`] would refuse, read here: what is decoded less of is pixels, not bits.
+
+use std::ptr;
+
+use image::metadata::Orientation;
+use mozjpeg_sys::{
+    J_COLOR_SPACE, JSAMPARRAY_MUT, JSAMPROW_MUT, jpeg_component_info, jpeg_decompress_struct, jpeg_read_raw_data,
+    jpeg_start_decompress,
+};
+
+use super::image::{ImageMeta, check_size, orientation_of};
+use super::jpeg::{Header, broken};
+use super::libjpeg::{self, Decompressor};
+use super::{MediaError, MediaLimits, caught};
+
+/// Values of a side of a block.
+const BLOCK: usize = 8;
+/// Blocks that a plane may have beside one of another.
+const MAX_SAMPLING: usize = 2;
+
+/// Brightness, or one of the two differences of colour, of a whole picture.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plane {
+    /// Values across and down. The last of each may lie half outside of the picture.
+    pub width: usize,
+    pub height: usize,
+    /// `[height, width]`, u8.
+    pub values: Vec<u8>,
+    /// Pixels of the picture that a value stands for, across and down.
+    pub step: (usize, usize),
+}
+
+/// A picture as JPEG codes it: Y, Cb and Cr of ITU-R BT.601, full range.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Planes {
+    /// Pixels.
+    pub width: usize,
+    pub height: usize,
+    pub planes: [Plane; 3],
+}
+
+/// Decodes the planes of a JPEG. `at_least` hears the picture's width and height and says how small it may come, in pixels, if
+/// somebody wants its planes at all: it comes at 1, 1/2, 1/4 or 1/8 of its size.
+///
+/// `None` if they are not wanted, or there are none: no JPEG, not upright, not YCbCr, or colours at a quarter of the resolution.
+///
+/// # Errors
+/// As [`super::read_image`].
+pub fn read_planes(
+    bytes: &[u8],
+    limits: &MediaLimits,
+    at_least: impl FnOnce(usize, usize) -> Option<(usize, usize)>,
+) -> Result<Option<(ImageMeta, Planes)>, MediaError> {
+    if !bytes.starts_with(&[0xFF, 0xD8, 0xFF]) {
+        return Ok(None);
+    }
+    caught(|| {
+        let header = Header::read(bytes, limits)?;
+        let (width, height) = (header.width as usize, header.height as usize);
+        if orientation_of(header.exif.as_deref()) != Orientation::NoTransforms {
+            return Ok(None);
+        }
+        let Some(at_least) = at_least(width, height) else { return Ok(None) };
+        let bytes = header.tidied.as_deref().unwrap_or(bytes);
+        let planes = libjpeg::guarded(|| decode(bytes, limits, at_least)).unwrap_or_else(|e| Err(broken(e)))?;
+        let meta = ImageMeta { width, height, format: "jpeg", progressive: header.progressive, orientation: 1 };
+        match planes {
+            Some(planes) if (planes.width, planes.height) != (width, height) => {
+                let detail = format!("frames of {width} x {height} and {} x {} pixels", planes.width, planes.height);
+                Err(MediaError::Corrupt { detail })
+            }
+            planes => Ok(planes.map(|planes| (meta, planes))),
+        }
+    })
+}
+
+/// Unwinds with [`libjpeg::Refused`] at the first thing that libjpeg does not like.
+fn decode(bytes: &[u8], limits: &MediaLimits, at_least: (usize, usize)) -> Result<Option<Planes>, MediaError> {
+    let mut decompressor = Decompressor::open(bytes);
+    let info = decompressor.info();
+    let (width, height) = (info.image_width as usize, info.image_height as usize);
+    check_size(width as u64, height as u64, limits)?;
+    let Some(layout) = Layout::of(info) else { return Ok(None) };
+    let fits = |divisor: &usize| width / divisor >= at_least.0 && height / divisor >= at_least.1;
+    let divisor = [8, 4, 2].into_iter().find(fits).unwrap_or(1);
+    info.raw_data_out = 1;
+    (info.scale_num, info.scale_denom) = (1, divisor as u32);
+    let planes = layout.components.map(|component| component.plane(width, height, divisor, layout.sampling));
+    Ok(Some(Planes { width, height, planes: layout.read(info, divisor, planes)? }))
+}
+
+/// How many blocks of each component make up one unit of coding.
+struct Layout {
+    components: [Component; 3],
+    /// The most of any component, across and down.
+    sampling: (usize, usize),
+}
+
+#[derive(Clone, Copy)]
+struct Component {
+    sampling: (usize, usize),
+    width_in_blocks: usize,
+}
+
+impl Layout {
+    fn of(info: &jpeg_decompress_struct) -> Option<Self> {
+        if info.jpeg_color_space != J_COLOR_SPACE::JCS_YCbCr || info.num_components != 3 || info.comp_info.is_null() {
+            return None;
+        }
+        // SAFETY: after the header is read libjpeg holds as many descriptions as it says there are components.
+        let described = unsafe { std::slice::from_raw_parts(info.comp_info, 3) };
+        let component = |of: &jpeg_component_info| Component {
+            sampling: (of.h_samp_factor as usize, of.v_samp_factor as usize),
+            width_in_blocks: of.width_in_blocks as usize,
+        };
+        let components = [component(&described[0]), component(&described[1]), component(&described[2])];
+        let sampling = components[0].sampling;
+        let is_usual = (1..=MAX_SAMPLING).contains(&sampling.0)
+            && (1..=MAX_SAMPLING).contains(&sampling.1)
+            && components[1..].iter().all(|component| component.sampling == (1, 1));
+        is_usual.then_some(Self { components, sampling })
+    }
+
+    /// Reads all rows into `planes`, which are empty.
+    fn read(
+        &self,
+        info: &mut jpeg_decompress_struct,
+        divisor: usize,
+        mut planes: [Plane; 3],
+    ) -> Result<[Plane; 3], MediaError> {
+        // Rows of one unit, as long as whole blocks and as many as there can be, whatever the scale: libjpeg writes nowhere else.
+        let mut rows: Vec<Vec<u8>> = Vec::new();
+        let mut pointers = [[ptr::null_mut::<u8>(); MAX_SAMPLING * BLOCK]; 3];
+        for (component, pointers) in self.components.iter().zip(&mut pointers) {
+            let row_len = component.width_in_blocks.next_multiple_of(component.sampling.0) * BLOCK;
+            let mut block_rows = vec![0_u8; row_len * pointers.len()];
+            for (row, pointer) in block_rows.chunks_exact_mut(row_len).zip(pointers.iter_mut()) {
+                *pointer = row.as_mut_ptr();
+            }
+            rows.push(block_rows);
+        }
+        let mut by_plane: [JSAMPARRAY_MUT; 3] =
+            pointers.each_mut().map(|pointers| -> *mut JSAMPROW_MUT { pointers.as_mut_ptr() });
+        let max_lines = (self.sampling.1 * BLOCK) as u32;
+        // SAFETY: `info` has read a header, and its source outlives it. Every pointer is a row that `rows` keeps alive and that
+        // is as long as all blocks of its component at full size; there are as many as a unit has rows at full size.
+        unsafe {
+            jpeg_start_decompress(info);
+            while info.output_scanline < info.output_height {
+                if jpeg_read_raw_data(info, by_plane.as_mut_ptr(), max_lines) == 0 {
+                    break;
+                }
+                for ((plane, component), rows) in planes.iter_mut().zip(&self.components).zip(&rows) {
+                    let n_rows = component.sampling.1 * component.block_side(divisor, self.sampling);
+                    let row_len = rows.len() / (MAX_SAMPLING * BLOCK);
+                    let n_left = plane.height - plane.values.len() / plane.width;
+                    for row in rows.chunks_exact(row_len).take(n_rows.min(n_left)) {
+                        plane.values.extend_from_slice(&row[..plane.width]);
+                    }
+                }
+            }
+        }
+        match planes.iter().find(|plane| plane.values.len() != plane.width * plane.height) {
+            Some(plane) => Err(MediaError::Corrupt {
+                detail: format!("{} values decoded, {} x {} wanted", plane.values.len(), plane.width, plane.height),
+            }),
+            None => Ok(planes),
+        }
+    }
+}
+
+impl Component {
+    /// Values of a side of one of its blocks at 1/`divisor`: libjpeg keeps more of colours, rather than to repeat them later.
+    fn block_side(self, divisor: usize, most: (usize, usize)) -> usize {
+        let smallest = BLOCK / divisor;
+        let mut side = smallest;
+        let divides = |most: usize, own: usize, side: usize| (most * smallest).is_multiple_of(own * side * 2);
+        while side < BLOCK && divides(most.0, self.sampling.0, side) && divides(most.1, self.sampling.1, side) {
+            side *= 2;
+        }
+        side
+    }
+
+    /// Its plane, still without values, of a picture of `width` × `height`.
+    fn plane(self, width: usize, height: usize, divisor: usize, most: (usize, usize)) -> Plane {
+        let side = self.block_side(divisor, most);
+        let step = |most: usize, own: usize| most * BLOCK / (own * side);
+        let step = (step(most.0, self.sampling.0), step(most.1, self.sampling.1));
+        let (width, height) = (width.div_ceil(step.0), height.div_ceil(step.1));
+        Plane { width, height, values: Vec::with_capacity(width * height), step }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mozjpeg::{ColorSpace, Compress};
+
+    use super::super::read_image;
+    use super::*;
+
+    /// Waves in all three colours, coded at quality 100 with brightness sampled `h` × `v` times as often as colour.
+    fn coded(width: usize, height: usize, h: u8, v: u8) -> Vec<u8> {
+        let wave = |x: usize, y: usize, u: f32, w: f32| (128.0 + 100.0 * (x as f32 * u + y as f32 * w).sin()) as u8;
+        let pixel = |i: usize| {
+            let (x, y) = (i % width, i / width);
+            [wave(x, y, 0.02, 0.05), wave(x, y, 0.04, 0.01), wave(x, y, 0.03, 0.03)]
+        };
+        let rgb: Vec<u8> = (0..width * height).flat_map(pixel).collect();
+        let mut encoder = Compress::new(ColorSpace::JCS_RGB);
+        encoder.set_fastest_defaults();
+        encoder.set_size(width, height);
+        encoder.set_quality(100.0);
+        encoder.set_chroma_sampling_pixel_sizes((h, v), (h, v));
+        let mut encoder = encoder.start_compress(Vec::new()).unwrap();
+        encoder.write_scanlines(&rgb).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    /// The value of `plane` at the middle of a pixel of the picture.
+    fn at(plane: &Plane, x: usize, y: usize) -> f32 {
+        f32::from(plane.values[y / plane.step.1 * plane.width + x / plane.step.0])
+    }
+
+    #[test]
+    fn planes_hold_the_pixels_of_the_whole_picture_at_every_sampling_and_scale() {
+        let limits = MediaLimits::default();
+        for (h, v) in [(1, 1), (2, 1), (1, 2), (2, 2)] {
+            for (width, height) in [(160, 96), (161, 97), (175, 111), (17, 9)] {
+                let bytes = coded(width, height, h, v);
+                let (meta, picture) = read_image(&bytes, &limits).unwrap();
+                for divisor in [1, 2, 4, 8] {
+                    let wanted = (width / divisor, height / divisor);
+                    let (of_planes, planes) = read_planes(&bytes, &limits, |_, _| Some(wanted)).unwrap().unwrap();
+                    assert_eq!(of_planes, meta);
+                    assert_eq!((planes.width, planes.height), (width, height));
+                    assert_eq!(planes.planes[0].step, (divisor, divisor));
+                    let mut off = 0.0;
+                    for (i, &rgb) in picture.rgb.as_chunks::<3>().0.iter().enumerate() {
+                        let [r, g, b] = rgb.map(f32::from);
+                        let y = 0.299 * r + 0.587 * g + 0.114 * b;
+                        let wanted = [y, 128.0 + 0.564 * (b - y), 128.0 + 0.713 * (r - y)];
+                        for (plane, wanted) in planes.planes.iter().zip(wanted) {
+                            off += (at(plane, i % width, i / width) - wanted).abs();
+                        }
+                    }
+                    let off = off / picture.rgb.len() as f32;
+                    // The waves change by up to 6 levels a pixel, so a value that stands for several is off within them.
+                    let allowed = 1.0 + 1.2 * divisor as f32;
+                    assert!(off < allowed, "{width} x {height}, {h} x {v}, 1/{divisor}: {off} levels");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn pictures_without_planes_and_planes_that_nobody_wants_are_none() {
+        let limits = MediaLimits::default();
+        let bytes = coded(40, 30, 2, 2);
+        assert_eq!(read_planes(&bytes, &limits, |_, _| None), Ok(None));
+        assert_eq!(read_planes(b"GIF89a", &limits, |w, h| Some((w, h))), Ok(None));
+        let mut grey = Compress::new(ColorSpace::JCS_GRAYSCALE);
+        grey.set_size(16, 16);
+        let mut grey = grey.start_compress(Vec::new()).unwrap();
+        grey.write_scanlines(&[9; 256]).unwrap();
+        assert_eq!(read_planes(&grey.finish().unwrap(), &limits, |w, h| Some((w, h))), Ok(None));
+        // Colours at a quarter of the resolution.
+        assert_eq!(read_planes(&coded(64, 32, 4, 1), &limits, |w, h| Some((w, h))), Ok(None));
+    }
+
+    #[test]
+    fn planes_of_damaged_bytes_are_refused_as_pixels_are() {
+        let limits = MediaLimits::default();
+        let bytes = coded(160, 96, 2, 2);
+        let all = |w: usize, h: usize| Some((w / 8, h / 8));
+        for cut in (3..bytes.len()).step_by(7) {
+            let (pixels, planes) = (read_image(&bytes[..cut], &limits), read_planes(&bytes[..cut], &limits, all));
+            assert_eq!(pixels.unwrap_err().reason(), planes.unwrap_err().reason(), "{cut}");
+        }
+        let mut n_refused = 0;
+        for at in (2..bytes.len()).step_by(3) {
+            let mut bytes = bytes.clone();
+            bytes[at] ^= 0x55;
+            let (pixels, planes) = (read_image(&bytes, &limits), read_planes(&bytes, &limits, all));
+            n_refused += usize::from(pixels.is_err());
+            match planes {
+                // Other components, or not YCbCr any more.
+                Ok(None) => {}
+                planes => {
+                    assert_eq!(pixels.map(|_| ()).err().map(|e| e.reason()), planes.err().map(|e| e.reason()), "{at}");
+                }
+            }
+        }
+        assert!(n_refused > 50, "{n_refused}");
+        let few = MediaLimits { max_pixels: 100, ..limits };
+        assert!(matches!(read_planes(&bytes, &few, all), Err(MediaError::TooLarge { .. })));
+    }
+}
