@@ -13,7 +13,7 @@ fourfold, as for the peers; ours asks for every copy under an address or in a ta
 
 Ours, all with BLAKE3 of the bytes, near-duplicate hashes of picture and caption (counted, not dropped), token ids, typed
 Parquet with statistics, a manifest:
-  imp-resize   decode in full, shorter side 256, JPEG 95, the new bytes decoded again
+  imp-resize   decode every bit, at a half, a quarter or an eighth if that is still twice what is wanted; shorter side 256, JPEG 95
   imp-verify   decode in full, the stored bytes kept
 `-url` fetches from the loopback server that the peers use too, `-tar` reads WebDataset tars.
 """

@@ -54,7 +54,7 @@ pub use reading::{MediaIndex, media_place_batches};
 mod reading {
     use super::{Arc, Bytes, MediaPlace, media_places_of};
     use crate::manifest::{Manifest, ShardEntry};
-    use crate::parquet_claims::open_rows;
+    use crate::parquet_claims::{batches, guarded, open_rows};
     use crate::shard::{media_index_key, shard_key};
     use crate::store::{Snapshot, Store, StoreError};
 
@@ -77,8 +77,8 @@ mod reading {
         if found != wanted {
             return Err(broken(format!("it has {found} rows, the shards of the manifest have {wanted}")));
         }
-        let batches = reader.build().map_err(|e| broken(e.to_string()))?;
-        Ok(Some(batches.map(move |batch| {
+        let reader = guarded(|| reader.build()).map_err(|e| broken(e.to_string()))?;
+        Ok(Some(batches(reader).map(move |batch| {
             let batch = batch.map_err(|e| broken(e.to_string()))?;
             media_places_of(&batch).ok_or_else(|| broken("columns that this build does not know".to_owned()))
         })))

@@ -8,8 +8,12 @@
 //! <https://github.com/apache/parquet-format/blob/master/src/main/thrift/parquet.thrift>.
 
 use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
+use arrow::array::RecordBatch;
+use parquet::arrow::arrow_reader::{
+    ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder,
+};
 use parquet::errors::ParquetError;
 use parquet::file::metadata::ColumnChunkMetaData;
 use parquet::file::reader::ChunkReader;
@@ -146,12 +150,32 @@ pub fn open_rows<R: ChunkReader + 'static>(file: R) -> Result<ParquetRecordBatch
             check_footer(&file.get_bytes(start, n_footer as usize)?).map_err(ParquetError::General)?;
         }
     }
-    let metadata = ArrowReaderMetadata::load(&file, ArrowReaderOptions::default())?;
+    let metadata = guarded(|| ArrowReaderMetadata::load(&file, ArrowReaderOptions::default()))?;
     for chunk in metadata.metadata().row_groups().iter().flat_map(|group| group.columns()) {
         let range = chunk_range(chunk, n_bytes).map_err(ParquetError::General)?;
         count_values(&file, range)?;
     }
     Ok(ParquetRecordBatchReaderBuilder::new_with_metadata(file, metadata))
+}
+
+/// Runs the library, which may panic on bytes that nobody foresaw: that costs the file, not the process.
+///
+/// # Errors
+/// Those of `read`, and its panic.
+pub fn guarded<T>(read: impl FnOnce() -> Result<T, ParquetError>) -> Result<T, ParquetError> {
+    catch_unwind(AssertUnwindSafe(read))
+        .unwrap_or_else(|_| Err(ParquetError::General("the Parquet reader panicked on these bytes".to_owned())))
+}
+
+/// What `reader` gives, up to its first error or panic.
+pub fn batches(reader: ParquetRecordBatchReader) -> impl Iterator<Item = Result<RecordBatch, ParquetError>> {
+    let mut reading = Some(reader);
+    std::iter::from_fn(move || {
+        let reader = reading.as_mut()?;
+        let next = guarded(|| reader.next().transpose().map_err(ParquetError::from)).transpose();
+        reading = reading.take().filter(|_| matches!(next, Some(Ok(_))));
+        next
+    })
 }
 
 /// Where the pages of `chunk` lie in a file of `n_bytes`.
@@ -547,6 +571,13 @@ mod tests {
             let cut = footer(children);
             assert_eq!(check_footer(&cut[..cut.len() - 1]).is_err(), !wanted.is_empty());
         }
+    }
+
+    #[test]
+    fn a_panic_of_the_library_is_an_error() {
+        let read = || -> Result<u8, ParquetError> { panic!("attempt to subtract with overflow") };
+        assert!(guarded(read).unwrap_err().to_string().contains("panicked on these bytes"));
+        assert_eq!(guarded(|| Ok(7)).unwrap(), 7);
     }
 
     #[test]

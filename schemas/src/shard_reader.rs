@@ -20,7 +20,7 @@ use parquet::errors::ParquetError;
 use parquet::file::metadata::{PageIndexPolicy, ParquetMetaData, ParquetMetaDataPushDecoder, ParquetMetaDataReader};
 
 use crate::manifest::{ShardEntry, SideTableEntry};
-use crate::parquet_claims::{check_footer, check_offset_index, chunk_range, count_values, footer_at_end};
+use crate::parquet_claims::{check_footer, check_offset_index, chunk_range, count_values, footer_at_end, guarded};
 use crate::shard::{Digest, shard_key, side_table_key};
 use crate::store::{Store, StoreError};
 
@@ -110,7 +110,7 @@ impl ShardReader {
         let fetch_failed = |source| ShardReadError::FetchFooter { shard: shard(), range: range.clone(), source };
         let bytes = store.get_range(key, range.clone()).map_err(fetch_failed)?;
         let malformed = |source| ShardReadError::Footer { shard: shard(), range: range.clone(), source };
-        let metadata = parse_footer(entry.n_bytes, range.clone(), bytes).map_err(malformed)?;
+        let metadata = guarded(|| parse_footer(entry.n_bytes, range.clone(), bytes)).map_err(malformed)?;
         let (mut starts, mut n_rows) = (vec![0], 0u64);
         for group in metadata.row_groups() {
             n_rows = n_rows.saturating_add(u64::try_from(group.num_rows()).unwrap_or(0));
@@ -121,7 +121,7 @@ impl ShardReader {
             return Err(ShardReadError::NotAsListed { shard: shard(), what: "number of rows", found, wanted });
         }
         let options = ArrowReaderOptions::new();
-        let metadata = ArrowReaderMetadata::try_new(Arc::new(metadata), options).map_err(malformed)?;
+        let metadata = guarded(|| ArrowReaderMetadata::try_new(Arc::new(metadata), options)).map_err(malformed)?;
         let (digest, n_bytes) = (entry.digest.clone(), entry.n_bytes);
         Ok(Self { store: store.clone(), key: key.clone(), digest, n_bytes, metadata, starts })
     }
@@ -218,6 +218,17 @@ impl ShardReader {
             self.projection(columns)?;
             return Ok(Vec::new());
         };
+        guarded(|| Ok(self.decode_selected(selected, first_group, columns, batch_size)))
+            .unwrap_or_else(|panic| Err(self.decode_error(first_group, self.row_group_range(first_group), panic)))
+    }
+
+    fn decode_selected(
+        &self,
+        selected: &[RowGroupSelection],
+        first_group: usize,
+        columns: &[&str],
+        batch_size: usize,
+    ) -> Result<Vec<RecordBatch>, ShardReadError> {
         let failed = |source| self.decode_error(first_group, 0..self.n_bytes, source);
         let mut decoder = ParquetPushDecoderBuilder::new_with_metadata(self.metadata.clone())
             .with_projection(self.projection(columns)?)

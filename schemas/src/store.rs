@@ -20,7 +20,7 @@ use url::Url;
 
 use crate::manifest::{Manifest, ManifestError, RejectsEntry};
 use crate::media_index::{MediaPlace, media_places_of};
-use crate::parquet_claims::open_rows;
+use crate::parquet_claims::{batches, guarded, open_rows};
 use crate::reject::{Reject, rejects_of};
 use crate::shard::{Digest, manifest_key, media_index_key, rejects_key, tombstones_key};
 use crate::tombstone::{Hidden, Tombstone, tombstones_of};
@@ -451,9 +451,10 @@ impl Store {
 
     fn table<T>(&self, key: &str, rows_of: impl Fn(&RecordBatch) -> Option<Vec<T>>) -> Result<Vec<T>, StoreError> {
         let broken = |detail: String| StoreError::Table { url: self.url.clone(), key: key.to_owned(), detail };
-        let reader = open_rows(self.get(key)?).and_then(|builder| builder.build());
+        let bytes = self.get(key)?;
+        let reader = guarded(|| open_rows(bytes)?.build());
         let mut rows = Vec::new();
-        for batch in reader.map_err(|e| broken(e.to_string()))? {
+        for batch in batches(reader.map_err(|e| broken(e.to_string()))?) {
             let batch = batch.map_err(|e| broken(e.to_string()))?;
             let wrong = || broken("columns or reasons that this build does not know".to_owned());
             rows.extend(rows_of(&batch).ok_or_else(wrong)?);

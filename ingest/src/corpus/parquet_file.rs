@@ -6,14 +6,13 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 
 use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::{DataType, Field, FieldRef, Schema};
 use arrow::util::display::array_value_to_string;
-use imp_schemas::parquet_claims::{check_footer, chunk_range, count_values};
+use imp_schemas::parquet_claims::{batches, check_footer, chunk_range, count_values, guarded};
 use imp_schemas::reject::RejectReason;
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
@@ -117,24 +116,21 @@ impl ParquetFile {
             };
             let mut fault = None;
             match guarded(open) {
-                Err(detail) => fault = Some(detail),
-                Ok(mut batches) => loop {
-                    match guarded(|| batches.next().transpose().map_err(ParquetError::from)) {
-                        Ok(Some(batch)) => {
-                            take(first + n_read, &batch)?;
-                            n_read += batch.num_rows() as u64;
-                        }
-                        Ok(None) if n_read == n_rows => break,
-                        Ok(None) => {
-                            fault = Some(format!("it has {n_read} rows, its footer says {n_rows}"));
-                            break;
-                        }
-                        Err(detail) => {
-                            fault = Some(detail);
-                            break;
+                Err(error) => fault = Some(error.to_string()),
+                Ok(reader) => {
+                    for batch in batches(reader) {
+                        match batch {
+                            Ok(batch) => {
+                                take(first + n_read, &batch)?;
+                                n_read += batch.num_rows() as u64;
+                            }
+                            Err(error) => fault = Some(error.to_string()),
                         }
                     }
-                },
+                    if fault.is_none() && n_read != n_rows {
+                        fault = Some(format!("it has {n_read} rows, its footer says {n_rows}"));
+                    }
+                }
             }
             if let Some(detail) = fault {
                 broken.push(Broken { row: first + n_read, detail: format!("row group {index}: {detail}") });
@@ -167,7 +163,7 @@ fn footer_of<E>(
         return Ok(Err(detail));
     }
     let meta = guarded(|| viewed(Arc::new(ParquetMetaDataReader::decode_metadata(footer)?)));
-    Ok(meta.and_then(|meta| {
+    Ok(meta.map_err(|error| error.to_string()).and_then(|meta| {
         // Rows are numbers of 63 bits wherever they are written.
         let n_rows = |group: &RowGroupMetaData| u64::try_from(group.num_rows()).ok();
         let total = meta.metadata().row_groups().iter().try_fold(0u64, |sum, group| sum.checked_add(n_rows(group)?));
@@ -176,14 +172,6 @@ fn footer_of<E>(
             None => Err("its row groups claim more rows than there are numbers".to_owned()),
         }
     }))
-}
-
-/// Runs what may panic on bytes that nobody foresaw.
-fn guarded<T>(read: impl FnOnce() -> Result<T, ParquetError>) -> Result<T, String> {
-    match catch_unwind(AssertUnwindSafe(read)) {
-        Ok(result) => result.map_err(|error| error.to_string()),
-        Err(_) => Err("the Parquet reader panicked on these bytes".to_owned()),
-    }
 }
 
 /// Without the Arrow schema that the writer may have left: the types are those of Parquet, few and known.

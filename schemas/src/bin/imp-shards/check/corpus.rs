@@ -8,7 +8,7 @@ use bytes::Bytes;
 use imp_schemas::histogram::Histogram;
 use imp_schemas::manifest::Manifest;
 use imp_schemas::media_index::MediaPlace;
-use imp_schemas::parquet_claims::open_rows;
+use imp_schemas::parquet_claims::{batches, guarded, open_rows};
 use imp_schemas::shard::{Digest, rejects_key, tokenizer_key, tombstones_key};
 use imp_schemas::store::{Snapshot, Store, StoreError};
 use imp_schemas::tombstone::Hidden;
@@ -223,7 +223,7 @@ fn check_media_index(
 
 fn count_reasons(bytes: Bytes) -> Result<BTreeMap<String, u64>, parquet::errors::ParquetError> {
     let mut by_reason = BTreeMap::new();
-    for batch in open_rows(bytes)?.build()? {
+    for batch in batches(guarded(|| open_rows(bytes)?.build())?) {
         let batch = batch?;
         let reasons = batch.column_by_name("reason").and_then(|c| c.as_string_opt::<i32>());
         for reason in reasons.into_iter().flatten() {

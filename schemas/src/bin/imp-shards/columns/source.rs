@@ -14,7 +14,7 @@ use arrow::csv::reader::Format;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::error::ArrowError;
 use imp_schemas::manifest::AddedColumn;
-use imp_schemas::parquet_claims::open_rows;
+use imp_schemas::parquet_claims::{batches, guarded, open_rows};
 use imp_schemas::side_table::{AddedType, ScalarType, is_reserved};
 use parquet::arrow::ProjectionMask;
 
@@ -170,8 +170,8 @@ impl Source {
             Form::Parquet => {
                 let builder = open_rows(file).map_err(|e| failed(e.into()))?;
                 let mask = ProjectionMask::roots(builder.parquet_schema(), places);
-                let reader = builder.with_projection(mask).with_batch_size(BATCH_ROWS).build();
-                Box::new(reader.map_err(|e| failed(e.into()))?)
+                let reader = guarded(|| builder.with_projection(mask).with_batch_size(BATCH_ROWS).build());
+                Box::new(batches(reader.map_err(|e| failed(e.into()))?).map(|batch| batch.map_err(ArrowError::from)))
             }
             Form::Csv(delimiter) => {
                 let builder = arrow::csv::ReaderBuilder::new(self.schema.clone()).with_format(csv_format(delimiter));
