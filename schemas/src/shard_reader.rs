@@ -164,8 +164,10 @@ impl ShardReader {
             return Err(ShardReadError::Rows { shard: self.key.clone(), row: pair[1], n_rows: self.n_rows() });
         }
         let batches = self.read_selected(&self.select(rows), columns, rows.len().max(1))?;
-        let Some(first) = batches.first() else {
-            return Ok(RecordBatch::new_empty(self.projected(columns)?));
+        let Some(first) = batches.first().filter(|_| !rows.is_empty()) else {
+            let Some(&row) = rows.first() else { return Ok(RecordBatch::new_empty(self.projected(columns)?)) };
+            let (row_group, found, wanted) = (self.row_group_of(row), 0, rows.len());
+            return Err(ShardReadError::LostRows { shard: self.key.clone(), row_group, found, wanted });
         };
         let row_group = rows.first().map_or(0, |&row| self.row_group_of(row));
         let together = arrow::compute::concat_batches(&first.schema(), &batches)
