@@ -187,7 +187,8 @@ pub fn batches(reader: ParquetRecordBatchReader) -> impl Iterator<Item = Result<
 /// # Errors
 /// It claims bytes that the file does not have.
 pub fn chunk_range(chunk: &ColumnChunkMetaData, n_bytes: u64) -> Result<Range<u64>, String> {
-    let start = chunk.dictionary_page_offset().filter(|&at| at > 0).unwrap_or(chunk.data_page_offset());
+    // As the library has it, which panics where one is negative.
+    let start = chunk.dictionary_page_offset().unwrap_or(chunk.data_page_offset());
     let end = start.checked_add(chunk.compressed_size());
     match (u64::try_from(start), end.and_then(|end| u64::try_from(end).ok())) {
         (Ok(start), Some(end)) if start <= end && end <= n_bytes => Ok(start..end),

@@ -325,9 +325,9 @@ impl ShardReader {
 
     fn row_group_range(&self, row_group: usize) -> Range<u64> {
         let Some(group) = self.metadata().row_groups().get(row_group) else { return 0..self.n_bytes };
-        let ranges: Vec<(u64, u64)> = group.columns().iter().map(|c| c.byte_range()).collect();
-        let start = ranges.iter().map(|r| r.0).min().unwrap_or(0);
-        start..ranges.iter().map(|r| r.0 + r.1).max().unwrap_or(self.n_bytes)
+        let ranges = || group.columns().iter().filter_map(|chunk| chunk_range(chunk, self.n_bytes).ok());
+        let start = ranges().map(|range| range.start).min().unwrap_or(0);
+        start..ranges().map(|range| range.end).max().unwrap_or(self.n_bytes)
     }
 
     fn decode_error(&self, row_group: usize, range: Range<u64>, source: ParquetError) -> ShardReadError {

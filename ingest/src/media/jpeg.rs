@@ -25,9 +25,13 @@ pub(super) fn normalise(
     jpeg: JpegRule,
     metadata: MetadataRule,
 ) -> Option<(Vec<u8>, Vec<&'static str>)> {
+    let recodes = progressive && jpeg == JpegRule::Baseline;
+    if !recodes && metadata == MetadataRule::Keep {
+        return None;
+    }
     let mut done = Vec::new();
     let source = Segments::walk(bytes)?;
-    let recoded = if progressive && jpeg == JpegRule::Baseline { coefficients::to_baseline(bytes).ok() } else { None };
+    let recoded = if recodes { coefficients::to_baseline(bytes).ok() } else { None };
     let keep = |segment: &Segment| metadata == MetadataRule::Keep || is_needed(bytes, segment);
     let kept: Vec<&Segment> = source.apps.iter().filter(|segment| keep(segment)).collect();
     let strips = kept.len() < source.apps.len() || (metadata == MetadataRule::Strip && source.end < bytes.len());
