@@ -74,35 +74,47 @@ pub fn check_offset_index(index: &[u8]) -> Result<(), String> {
 
 /// What the header of a page says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PageHead {
+struct PageHead {
     /// Bytes of the header and of the page behind it.
-    pub n_bytes: u64,
+    n_bytes: u64,
     /// Values and nulls; 0 for a dictionary.
-    pub n_values: u64,
+    n_values: u64,
 }
 
-/// The header of the page that `bytes` begin with; `None` if they end before it does.
-///
-/// # Errors
-/// What it claims, and what there is.
-pub fn page_head(bytes: &[u8]) -> Result<Option<PageHead>, String> {
+/// What some bytes begin with.
+#[derive(Debug, PartialEq, Eq)]
+enum Head {
+    Whole(PageHead),
+    /// The bytes end before the header does.
+    Cut,
+    /// A header without what every one has: the library stops there as well, and says so.
+    None,
+}
+
+fn page_head(bytes: &[u8]) -> Result<Head, String> {
     let mut thrift = Thrift { bytes };
-    let (mut n_body, mut n_values) = (0, 0);
-    let walked = thrift.fields(PAGE, MAX_DEPTH, &mut |of, id, value| match (of, id) {
-        (Part::Page, 3) => n_body = i64::from(value as i32),
-        (Part::DataPage, 1) => n_values = i64::from(value as i32),
-        _ => {}
+    let (mut kind, mut n_whole, mut n_body, mut n_values) = (None, None, None, 0);
+    let walked = thrift.fields(PAGE, MAX_DEPTH, &mut |of, id, value| {
+        let value = i64::from(value as i32);
+        match (of, id) {
+            (Part::Page, 1) => kind = Some(value),
+            (Part::Page, 2) => n_whole = Some(value),
+            (Part::Page, 3) => n_body = Some(value),
+            (Part::DataPage, 1) => n_values = value,
+            _ => {}
+        }
     });
     match walked {
         Err(Fault::Claim(claim)) => Err(claim),
-        Err(Fault::End) => Ok(None),
-        Ok(()) => match (u64::try_from(n_body), u64::try_from(n_values)) {
-            (Ok(n_body), Ok(n_values)) => {
-                let n_header = (bytes.len() - thrift.bytes.len()) as u64;
-                Ok(Some(PageHead { n_bytes: n_header + n_body, n_values }))
-            }
-            _ => Err(format!("a page claims {n_body} bytes and {n_values} values")),
-        },
+        Err(Fault::End) => Ok(Head::Cut),
+        Ok(()) => {
+            let (Some(_), Some(_), Some(n_body)) = (kind, n_whole, n_body) else { return Ok(Head::None) };
+            let (Ok(n_body), Ok(n_values)) = (u64::try_from(n_body), u64::try_from(n_values)) else {
+                return Err(format!("a page claims {n_body} bytes and {n_values} values"));
+            };
+            let n_header = (bytes.len() - thrift.bytes.len()) as u64;
+            Ok(Head::Whole(PageHead { n_bytes: n_header + n_body, n_values }))
+        }
     }
 }
 
@@ -119,21 +131,21 @@ pub fn count_values<R: ChunkReader>(file: &R, mut range: Range<u64>) -> Result<u
     Ok(n_values)
 }
 
-/// The page at the start of `range`; `None` at its end, and if it ends within a header: the library names that.
+/// The page at the start of `range`; `None` at its end.
 fn page_at<R: ChunkReader>(file: &R, range: &Range<u64>) -> Result<Option<PageHead>, ParquetError> {
-    let n_bytes = range.end.saturating_sub(range.start);
-    let most = n_bytes.min(MAX_HEADER_BYTES);
+    let most = range.end.saturating_sub(range.start).min(MAX_HEADER_BYTES);
     let mut n_read = HEADER_BYTES.min(most);
     while n_read > 0 {
         match page_head(&file.get_bytes(range.start, n_read as usize)?) {
-            Ok(Some(head)) => return Ok(Some(head)),
+            Ok(Head::Whole(head)) => return Ok(Some(head)),
+            Ok(Head::None) => break,
             // Statistics of long texts are in the header.
-            Ok(None) | Err(_) if n_read < most => n_read = (n_read * 16).min(most),
-            Ok(None) if most < n_bytes => {
+            Ok(Head::Cut) | Err(_) if n_read < most => n_read = (n_read * 16).min(most),
+            // The library reads on behind the end of the chunk before it looks where that is.
+            Ok(Head::Cut) => {
                 let detail = format!("the header of the page at byte {} has more than {most} bytes", range.start);
                 return Err(ParquetError::General(detail));
             }
-            Ok(None) => break,
             Err(claim) => return Err(ParquetError::General(claim)),
         }
     }
@@ -150,7 +162,7 @@ pub fn open_rows<R: ChunkReader + 'static>(file: R) -> Result<ParquetRecordBatch
     if let Some(start) = n_bytes.checked_sub(8) {
         let tail = file.get_bytes(start, 8)?;
         let n_footer = u64::from(u32::from_le_bytes([tail[0], tail[1], tail[2], tail[3]]));
-        if let Some(start) = start.checked_sub(n_footer) {
+        if let Some(start) = start.checked_sub(n_footer).filter(|_| tail.ends_with(b"PAR1")) {
             check_footer(&file.get_bytes(start, n_footer as usize)?).map_err(ParquetError::General)?;
         }
     }
@@ -295,11 +307,15 @@ mod tests {
         assert!(check_offset_index(&with(&[0x19], 0xfc)).is_err());
         // A page of 3 bytes and 2 values, and one behind it with a list of two billion doubles.
         let page = [0x15, 0, 0x15, 6, 0x15, 6, 0x2c, 0x15, 4, 0x15, 0, 0x15, 0, 0x15, 0, 0, 0, 1, 2, 3];
-        assert_eq!(page_head(&page).unwrap(), Some(PageHead { n_bytes: 20, n_values: 2 }));
-        assert_eq!(page_head(&page[..10]).unwrap(), None);
+        assert_eq!(page_head(&page).unwrap(), Head::Whole(PageHead { n_bytes: 20, n_values: 2 }));
+        assert_eq!(page_head(&page[..10]).unwrap(), Head::Cut);
+        assert_eq!(page_head(&[0; 30]).unwrap(), Head::None);
         let count = |pages: Vec<u8>| count_values(&Bytes::from(pages.clone()), 0..pages.len() as u64);
         assert_eq!(count(page.repeat(3)).unwrap(), 6);
+        // A page that is cut is the library's to name, a header that is cut is not: it would read on.
         assert_eq!(count(page[..19].to_vec()).unwrap(), 2);
+        assert!(count(page[..10].to_vec()).unwrap_err().to_string().contains("more than 10 bytes"));
+        assert_eq!(count([&page[..], &[0; 1 << 20]].concat()).unwrap(), 2);
         assert!(count([&page[..], &with(&[0xf9], 0xf7)].concat()).is_err());
         // A text of 17 MiB before the end of a header.
         let long = [&[0xf8, 0x80, 0x80, 0xc0, 8][..], &vec![0; 18 << 20]].concat();

@@ -240,7 +240,7 @@ impl ShardReader {
             .build()
             .map_err(failed)?;
         let planned: Vec<Range<u64>> = decoder.scan_plan().map(|planned| planned.range).collect();
-        self.fetch_into(&mut decoder, first_group, &merged(planned))?;
+        self.fetch_into(&mut decoder, first_group, &planned)?;
         let mut batches = Vec::new();
         loop {
             let at = decoder.peek_next_row_group().ok().flatten().unwrap_or(first_group);
@@ -263,16 +263,21 @@ impl ShardReader {
         if ranges.is_empty() {
             return Ok(());
         }
-        let bytes = self.store.get_ranges(&self.key, ranges).map_err(|source| {
-            let range = ranges[0].start..ranges[ranges.len() - 1].end;
+        let together = merged(ranges.to_vec());
+        let whole = together[0].start..together[together.len() - 1].end;
+        let bytes = self.store.get_ranges(&self.key, &together).map_err(|source| {
+            let range = whole.clone();
             ShardReadError::Fetch { shard: self.key.clone(), row_group, range, source }
         })?;
-        let whole = ranges[0].start..ranges[ranges.len() - 1].end;
-        for bytes in &bytes {
-            let claims = |claim| self.decode_error(row_group, whole.clone(), claim);
-            count_values(bytes, 0..bytes.len() as u64).map_err(claims)?;
+        // Pages are read where the index says that they are, which need not be where the one before ends.
+        for range in ranges {
+            let held = together.iter().zip(&bytes).find(|(held, _)| held.start <= range.start && range.end <= held.end);
+            if let Some((held, bytes)) = held {
+                count_values(bytes, range.start - held.start..range.end - held.start)
+                    .map_err(|claim| self.decode_error(row_group, whole.clone(), claim))?;
+            }
         }
-        decoder.push_ranges(ranges.to_vec(), bytes).map_err(|source| self.decode_error(row_group, whole, source))
+        decoder.push_ranges(together, bytes).map_err(|source| self.decode_error(row_group, whole, source))
     }
 
     /// Rows as runs of each row group.

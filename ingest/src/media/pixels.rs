@@ -88,7 +88,7 @@ fn resized_plane(plane: &Plane, from: (usize, usize), to: (usize, usize), step: 
     let area = (covered(width, from.0, to.0, plane.step.0), covered(height, from.1, to.1, plane.step.1));
     let size = (plane.width.max(area.0.ceil() as usize), plane.height.max(area.1.ceil() as usize));
     // The library takes pixels of four values many times faster than single ones: across, four rows are one of those.
-    let (values, n_fours) = (quartets(&extended(plane, size), size.0), size.1.div_ceil(ROWS));
+    let (values, n_fours) = (quartets(&extended(plane, size, MIRRORED), size.0), size.1.div_ceil(ROWS));
     let across = resample(&values, (size.0, n_fours), PixelType::U8x4, (area.0, n_fours as f64), (width, n_fours))?;
     let rows = apart(&across, width);
     let values =
@@ -119,15 +119,21 @@ fn apart(values: &[u8], width: usize) -> Vec<u8> {
     out
 }
 
-/// The values of `plane`, its last column and row repeated until it has the size.
-pub(super) fn extended(plane: &Plane, (width, height): (usize, usize)) -> Vec<u8> {
+/// Which of `n` places stands for place `at` behind them.
+type Edge = fn(at: usize, n: usize) -> usize;
+/// For means over an edge: what lies behind it is as what lies before it.
+const MIRRORED: Edge = |at, n| (2 * n).saturating_sub(at + 1);
+/// For whole blocks of a JPEG.
+pub(super) const REPEATED: Edge = |_, n| n - 1;
+
+/// The values of `plane`, with more behind its edges until it has the size.
+pub(super) fn extended(plane: &Plane, (width, height): (usize, usize), edge: Edge) -> Vec<u8> {
     let mut values = Vec::with_capacity(width * height);
-    for row in plane.values.chunks_exact(plane.width) {
+    for y in 0..height {
+        let y = if y < plane.height { y } else { edge(y, plane.height) };
+        let row = &plane.values[y * plane.width..][..plane.width];
         values.extend_from_slice(row);
-        values.resize(values.len() + width - plane.width, row[plane.width - 1]);
-    }
-    for _ in plane.height..height {
-        values.extend_from_within(values.len() - width..);
+        values.extend((plane.width..width).map(|x| row[edge(x, plane.width)]));
     }
     values
 }

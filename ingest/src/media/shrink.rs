@@ -8,7 +8,7 @@ use imp_schemas::media::{ImageMeta, MediaError, Picture, Planes};
 use mozjpeg::{ColorSpace, Compress};
 
 use super::config::{PictureFormat, Reencode, Side};
-use super::pixels::{Pixels, extended};
+use super::pixels::{Pixels, REPEATED, extended};
 
 /// Width and height that a picture of `width` × `height` shall have; `None` if the rule leaves it alone.
 pub(super) fn target(width: usize, height: usize, rule: &Reencode) -> Option<(usize, usize)> {
@@ -71,7 +71,8 @@ fn planes_to_jpeg(planes: &Planes, quality: u8) -> std::io::Result<Vec<u8>> {
     encoder.set_raw_data_in(true);
     let mut encoder = encoder.start_compress(Vec::new())?;
     let whole_blocks = |length: usize| length.next_multiple_of(8);
-    let [y, cb, cr] = planes.planes.each_ref().map(|p| extended(p, (whole_blocks(p.width), whole_blocks(p.height))));
+    let [y, cb, cr] =
+        planes.planes.each_ref().map(|p| extended(p, (whole_blocks(p.width), whole_blocks(p.height)), REPEATED));
     if !encoder.write_raw_data(&[&y, &cb, &cr]) {
         return Err(std::io::Error::other("the coder took no rows"));
     }

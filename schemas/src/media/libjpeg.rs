@@ -40,7 +40,7 @@ pub fn guarded<T>(work: impl FnOnce() -> T) -> Result<T, Refused> {
 /// libjpeg's decompressor at an address that stays, over bytes that outlive it; freed when it is dropped.
 pub struct Decompressor<'a> {
     /// The struct points to it.
-    _errors: Box<jpeg_error_mgr>,
+    errors: Box<jpeg_error_mgr>,
     info: Box<MaybeUninit<jpeg_decompress_struct>>,
     bytes: PhantomData<&'a [u8]>,
 }
@@ -48,16 +48,15 @@ pub struct Decompressor<'a> {
 impl<'a> Decompressor<'a> {
     /// Reads the header of `bytes`. It, and calls with what [`Self::info`] gives, unwind: only under [`guarded`].
     pub fn open(bytes: &'a [u8]) -> Self {
-        let mut errors = Box::new(errors());
-        let manager: *mut jpeg_error_mgr = &mut *errors;
         // Dropped, and so freed, if reading the header unwinds.
-        let mut opened = Self { _errors: errors, info: Box::new(MaybeUninit::zeroed()), bytes: PhantomData };
+        let mut opened = Self { errors: Box::new(errors()), info: Box::new(MaybeUninit::zeroed()), bytes: PhantomData };
+        let Self { errors, info, .. } = &mut opened;
         // SAFETY: a struct of numbers and pointers that may be null: zeroes are valid, as libjpeg's own initialisation relies
         // on. The error manager stays in its box as long as the struct, `bytes` outlives both. Callbacks unwind, which the C
         // code allows: it is compiled with unwind tables (feature `unwinding`), and its functions are declared `C-unwind`.
         unsafe {
-            let info = opened.info.assume_init_mut();
-            info.common.err = manager;
+            let info = info.assume_init_mut();
+            info.common.err = &mut **errors;
             jpeg_CreateDecompress(info, JPEG_LIB_VERSION, size_of::<jpeg_decompress_struct>());
             jpeg_mem_src(info, bytes.as_ptr(), bytes.len() as c_ulong);
             jpeg_read_header(info, 1);
@@ -66,7 +65,10 @@ impl<'a> Decompressor<'a> {
     }
 
     /// The struct that libjpeg's functions take.
-    pub fn info(&mut self) -> &mut jpeg_decompress_struct {
+    ///
+    /// # Safety
+    /// Only parameters of decoding may be set: its pointers are libjpeg's.
+    pub unsafe fn info(&mut self) -> &mut jpeg_decompress_struct {
         // SAFETY: initialised by `open`.
         unsafe { self.info.assume_init_mut() }
     }

@@ -81,7 +81,8 @@ pub fn read_planes(
 /// Unwinds with [`libjpeg::Refused`] at the first thing that libjpeg does not like.
 fn decode(bytes: &[u8], limits: &MediaLimits, at_least: (usize, usize)) -> Result<Option<Planes>, MediaError> {
     let mut decompressor = Decompressor::open(bytes);
-    let info = decompressor.info();
+    // SAFETY: set are how it decodes and at which scale.
+    let info = unsafe { decompressor.info() };
     let (width, height) = (info.image_width as usize, info.image_height as usize);
     check_size(width as u64, height as u64, limits)?;
     let Some(layout) = Layout::of(info) else { return Ok(None) };
