@@ -83,7 +83,7 @@ pub fn estimate(config: &IngestConfig, progress: &mut Progress) -> Result<Estima
             progress.note(&format!("{}: trying some records", corpus.name));
             let sample = Sample::take(config, corpus, &listing, &surveyed.classes, &tokenizer)?;
             let scaled = scaled(config, corpus, &listing, &sample, listed);
-            memory.add(&scaled, sample.all_units().splits.len());
+            memory.add(&scaled, &sample);
             corpora.push(scaled);
         }
     }
@@ -93,29 +93,31 @@ pub fn estimate(config: &IngestConfig, progress: &mut Progress) -> Result<Estima
     Ok(Estimate { corpora, n_workers: config.workers, n_store_requests, hours, memory_bytes })
 }
 
-/// What going up adds to what the sample took.
+/// What going up and publishing add to what the sample took.
 #[derive(Debug, Default)]
 struct Memory {
     /// While other records of the unit are verified.
     beside_bytes: u64,
-    /// While nothing else is done: the last shards of units.
+    /// While nothing else is done, from what the process held at the end of a unit: the last shards of units.
     alone_bytes: u64,
 }
 
 impl Memory {
-    fn add(&mut self, corpus: &CorpusEstimate, n_splits: usize) {
+    fn add(&mut self, corpus: &CorpusEstimate, sample: &Sample) {
         let part = imp_schemas::store::PART_BYTES as u64;
         let shard = corpus.shard_bytes / corpus.n_shards.max(1);
-        let held = if shard > part { PARTS_HELD * part } else { shard };
-        self.alone_bytes = self.alone_bytes.max(held);
-        if corpus.n_shards > (corpus.n_units * n_splits) as u64 {
-            self.beside_bytes = self.beside_bytes.max(held);
-        }
+        let going_up = if shard > part { PARTS_HELD * part } else { shard };
+        // All finished shards are listed until the manifest is, which lists them once more.
+        let listed = corpus.n_shards * sample.entry_bytes;
+        self.alone_bytes = self.alone_bytes.max(sample.held_bytes + listed + going_up.max(listed));
+        let n_splits = sample.all_units().splits.len();
+        let is_beside = corpus.n_shards > (corpus.n_units * n_splits) as u64 && !sample.has_full_shard;
+        self.beside_bytes = self.beside_bytes.max(listed + if is_beside { going_up } else { 0 });
     }
 
     /// `None` where the system does not say what the sample took.
     fn peak_bytes(&self) -> Option<u64> {
-        Some((status_bytes("VmHWM:")? + self.beside_bytes).max(status_bytes("VmRSS:")? + self.alone_bytes))
+        Some((status_bytes("VmHWM:")? + self.beside_bytes).max(self.alone_bytes))
     }
 }
 

@@ -17,7 +17,7 @@ use crate::pipeline::{Decoded, Fault, Ready, Shared, Work};
 use crate::plan::{Plan, StepPlan};
 use crate::recipe::Recipe;
 use crate::record::Record;
-use crate::stats::{Counters, Substituted};
+use crate::stats::{Clock, Substituted};
 
 /// Puts examples back in order, finds substitutes, makes batches.
 pub struct Assembler<'a> {
@@ -39,17 +39,22 @@ impl<'a> Assembler<'a> {
 
     /// Until there are no more examples, nobody wants batches, or a batch cannot be made.
     pub fn run(mut self, decoded: &Receiver<Decoded>, ready: &Sender<Result<Ready, LoaderError>>) {
+        let shared = self.shared;
+        let mut clock = Clock::new(&shared.counters.assemble);
         for message in decoded {
+            clock.waited_for_input();
             self.take(message);
             while let Some(pending) = self.next_complete() {
-                let counter = &self.shared.counters.assemble;
-                let batch = Counters::charge(counter, || self.finish(pending));
+                let batch = self.finish(pending);
+                clock.worked();
                 self.next_seq += 1;
                 let failed = batch.is_err();
                 if ready.send(batch).is_err() || failed {
                     return; // The trainer is gone, or has been told why there is no next batch.
                 }
+                clock.waited_for_output();
             }
+            clock.worked();
         }
     }
 

@@ -19,9 +19,9 @@ use crate::decode::log_mel::MelTables;
 use crate::error::LoaderError;
 use crate::fetch::Fetcher;
 use crate::open;
-use crate::pipeline::{Pipeline, Planner, Shared};
+use crate::pipeline::{N_FETCH_THREADS, Pipeline, Planner, Shared};
 use crate::plan::{Plan, PlanState};
-use crate::stats::{Counters, LoaderStats, seconds};
+use crate::stats::{Clock, Counters, LoaderStats, Stage, Stages};
 
 /// Gives the batches of a run in order of steps.
 pub struct Loader {
@@ -32,7 +32,10 @@ pub struct Loader {
     plan: Plan,
     /// What [`Loader::next`] has handed out.
     consumed: PlanState,
-    wait_seconds: f64,
+    n_decode_threads: usize,
+    trainer: Stage,
+    /// When the trainer last got a batch.
+    handed_at: Option<Instant>,
 }
 
 impl Loader {
@@ -71,7 +74,8 @@ impl Loader {
         let planner: Planner = Box::new(move || Some(plan.advance(&mut state)));
         let pipeline = Pipeline::start(&shared, planner, settings)?;
         let (manifests, plan) = (opened.manifests, opened.plan);
-        Ok(Self { pipeline, shared, mixture, manifests, plan, consumed, wait_seconds: 0.0 })
+        let (n_decode_threads, trainer) = (settings.decode_threads, Stage::default());
+        Ok(Self { pipeline, shared, mixture, manifests, plan, consumed, n_decode_threads, trainer, handed_at: None })
     }
 
     /// The next step's batch.
@@ -81,9 +85,10 @@ impl Loader {
     /// more batches.
     #[expect(clippy::should_implement_trait, reason = "a run has as many batches as are asked for: it is no iterator")]
     pub fn next(&mut self) -> Result<Batch, LoaderError> {
-        let start = Instant::now();
+        let mut clock = Clock::since(&self.trainer, self.handed_at);
+        clock.worked();
         let ready = self.pipeline.next();
-        self.wait_seconds += start.elapsed().as_secs_f64();
+        self.handed_at = Some(clock.waited_for_input());
         let batch = ready.unwrap_or(Err(LoaderError::Stopped))?.batch;
         self.plan.skip(&mut self.consumed);
         Ok(batch)
@@ -103,11 +108,6 @@ impl Loader {
         &self.manifests
     }
 
-    /// Seconds that [`Loader::next`] has waited, all together.
-    pub fn wait_seconds(&self) -> f64 {
-        self.wait_seconds
-    }
-
     /// Totals since the loader was opened, of what was prefetched too.
     pub fn stats(&self) -> LoaderStats {
         let counters = &self.shared.counters;
@@ -116,10 +116,12 @@ impl Loader {
             media_bytes: self.shared.fetcher.media_bytes.load(Ordering::Relaxed),
             cache_bytes,
             n_cache_hits,
-            fetch_seconds: seconds(&counters.fetch),
-            decode_seconds: seconds(&counters.decode),
-            assemble_seconds: seconds(&counters.assemble),
-            wait_seconds: self.wait_seconds,
+            stages: Stages {
+                fetch: counters.fetch.seconds(N_FETCH_THREADS),
+                decode: counters.decode.seconds(self.n_decode_threads),
+                assemble: counters.assemble.seconds(1),
+                trainer: self.trainer.seconds(1),
+            },
             substituted: counters.substituted(),
             n_without_sound: counters.n_without_sound.load(Ordering::Relaxed),
         }

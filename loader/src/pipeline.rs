@@ -26,10 +26,10 @@ use crate::fetch::Fetcher;
 use crate::plan::{Plan, StepPlan};
 use crate::recipe::Recipe;
 use crate::record::{Meta, Record};
-use crate::stats::Counters;
+use crate::stats::{Clock, Counters};
 
 /// Batches that are fetched at a time: enough to hide the latency of an object store behind each other.
-const N_FETCH_THREADS: usize = 4;
+pub const N_FETCH_THREADS: usize = 4;
 /// Examples that wait for the assembler.
 const N_DECODED: usize = 64;
 /// How long a drop waits for a read that the store is still retrying.
@@ -159,6 +159,7 @@ fn fetch_all(
     jobs: &Sender<(Arc<Work>, usize)>,
     decoded: &Sender<Decoded>,
 ) {
+    let mut clock = Clock::new(&shared.counters.fetch);
     loop {
         // Plans and bytes are handed out together and in order, so the oldest batch under way always has its bytes.
         let (plan, seq, permit) = {
@@ -168,8 +169,10 @@ fn fetch_all(
             planner.1 += 1;
             (plan, planner.1 - 1, permit)
         };
-        let recipe = &shared.recipes[plan.task_idx];
-        let fetched = Counters::charge(&shared.counters.fetch, || shared.fetcher.fetch(recipe, &plan.examples));
+        // For the bytes of a batch that has not been handed over.
+        clock.waited_for_output();
+        let fetched = shared.fetcher.fetch(&shared.recipes[plan.task_idx], &plan.examples);
+        clock.worked();
         let records = match fetched {
             Ok(records) => records,
             Err(error) => {
@@ -184,18 +187,21 @@ fn fetch_all(
                 return; // The decoders are gone: the run is over.
             }
         }
+        clock.waited_for_output();
     }
 }
 
 fn decode_all(shared: &Shared, jobs: &Receiver<(Arc<Work>, usize)>, decoded: &Sender<Decoded>) {
     let mut bench = shared.workbench();
+    let mut clock = Clock::new(&shared.counters.decode);
     for (work, i) in jobs {
-        let result = Counters::charge(&shared.counters.decode, || {
-            shared.decode(&mut bench, &work.plan, &work.plan.examples[i], &work.records[i])
-        });
+        clock.waited_for_input();
+        let result = shared.decode(&mut bench, &work.plan, &work.plan.examples[i], &work.records[i]);
+        clock.worked();
         if decoded.send(Decoded::One { work, i, result }).is_err() {
             return; // The assembler is gone: the run is over.
         }
+        clock.waited_for_output();
     }
 }
 

@@ -79,7 +79,6 @@ impl Plan {
     }
 
     /// The plan of any step.
-    #[cfg(test)]
     pub fn batch_at(&self, step: u64) -> StepPlan {
         self.advance(&mut self.seek(step))
     }

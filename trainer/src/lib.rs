@@ -13,6 +13,7 @@ pub mod schedule;
 
 pub mod checkpoint;
 pub mod config;
+pub mod data;
 pub mod device;
 pub mod eval;
 pub mod metrics;

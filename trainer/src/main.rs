@@ -1,15 +1,16 @@
 //! `imp-train`: trains one encoder from shards, and scores its checkpoints.
 
+mod tables;
+
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
-use comfy_table::{Table, presets};
 use imp_schemas::run_file::RunFile;
 use imp_schemas::store::Store;
 use imp_trainer::config::{RawTrain, TrainConfig};
-use imp_trainer::device;
-use imp_trainer::eval::{self, Measure, Score};
+use imp_trainer::{data, device, eval};
 use miette::{IntoDiagnostic, Result, WrapErr, miette};
 
 /// Trains one IMP encoder by alternating gradient descent, and evaluates it.
@@ -37,6 +38,34 @@ enum Command {
         /// Also write the scores to this file.
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
+    },
+    /// Run the loader against a trainer that takes no time: how fast batches come, what holds them up, what to change.
+    Data {
+        #[command(flatten)]
+        place: Place,
+        /// Batches to take after the first.
+        #[arg(long, value_name = "N", default_value_t = 200)]
+        steps: u64,
+        /// Milliseconds that the trainer takes for a step.
+        #[arg(long, value_name = "MS", default_value_t = 0)]
+        step_ms: u64,
+        /// Decoding threads, instead of `train.loader.decode_threads`.
+        #[arg(long, value_name = "N")]
+        decode_threads: Option<usize>,
+        /// One JSON object instead of tables.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Say which records a step trains on, past or future, and what is drawn for each.
+    Explain {
+        #[command(flatten)]
+        place: Place,
+        /// Counted from 0.
+        #[arg(long, value_name = "N")]
+        step: u64,
+        /// One JSON object instead of a table.
+        #[arg(long)]
+        json: bool,
     },
 }
 
@@ -95,8 +124,8 @@ fn command(command: Command) -> Result<()> {
         Command::Eval { place, json } => {
             let (config, store, run) = open(&place)?;
             let scores =
-                device::eval(&config, &store, &run, &mut |score| println!("{}", one_line(score))).into_diagnostic()?;
-            println!("{}", table(&scores.scores));
+                device::eval(&config, &store, &run, &mut |score| println!("{}", tables::one_line(score))).into_diagnostic()?;
+            println!("{}", tables::of_scores(&scores.scores));
             println!("scores of the checkpoint after {} steps: `{}/{}`", scores.step, run.url(), eval::SCORES_KEY);
             if let Some(path) = json {
                 let bytes = serde_json::to_vec_pretty(&scores).into_diagnostic()?;
@@ -106,65 +135,44 @@ fn command(command: Command) -> Result<()> {
             }
             Ok(())
         }
+        Command::Data { place, steps, step_ms, decode_threads, json } => {
+            let (mut config, store) = open_data(&place)?;
+            config.loader.decode_threads = decode_threads.unwrap_or(config.loader.decode_threads);
+            let report = data::measure(&config, &store, steps, Duration::from_millis(step_ms)).into_diagnostic()?;
+            if json {
+                println!("{}", serde_json::to_string(&report).into_diagnostic()?);
+            } else {
+                print!("{}", tables::of_data(&report));
+            }
+            Ok(())
+        }
+        Command::Explain { place, step, json } => {
+            let (config, store) = open_data(&place)?;
+            let explained = imp_loader::explain(&store, &config.mixture, step).into_diagnostic()?;
+            if json {
+                println!("{}", serde_json::to_string(&explained).into_diagnostic()?);
+            } else {
+                print!("{}", tables::of_step(&explained));
+            }
+            Ok(())
+        }
     }
 }
 
 fn open(place: &Place) -> Result<(TrainConfig, Store, Store)> {
+    let (config, store) = open_data(place)?;
+    let file = RunFile::read(&place.config).into_diagnostic()?;
+    let run = Store::open(place.run.as_deref().unwrap_or(&file.run)).into_diagnostic()?;
+    Ok((config, store, run))
+}
+
+/// Without the run's folder, which is made when it is opened.
+fn open_data(place: &Place) -> Result<(TrainConfig, Store)> {
     let path: &Path = &place.config;
     let file = RunFile::read(path).into_diagnostic()?;
     let mut raw: RawTrain = file.table(path, "train").into_diagnostic()?;
     raw.threads = place.threads.unwrap_or(raw.threads);
     let config = TrainConfig::try_from(raw).map_err(|e| miette!("config `{}`: {e}", path.display()))?;
     let store = Store::open(place.store.as_deref().unwrap_or(&file.store)).into_diagnostic()?;
-    let run = Store::open(place.run.as_deref().unwrap_or(&file.run)).into_diagnostic()?;
-    Ok((config, store, run))
-}
-
-fn one_line(score: &Score) -> String {
-    let what = match &score.measure {
-        Measure::ZeroShot { top1, chance, n_classes, .. } => {
-            format!("zero-shot top-1 {:.1} % of {n_classes} classes (chance {:.1} %)", 100.0 * top1, 100.0 * chance)
-        }
-        Measure::Retrieval { r_at_10, chance_r_at_10, n_texts, .. } => {
-            format!("R@10 {:.1} % of {n_texts} sentences (chance {:.1} %)", 100.0 * r_at_10, 100.0 * chance_r_at_10)
-        }
-    };
-    format!("{}: {what}, {} examples", score.name, score.n)
-}
-
-fn table(scores: &[Score]) -> Table {
-    let percent = |share: f64| format!("{:.1}", 100.0 * share);
-    let mut table = Table::new();
-    table.load_style(presets::UTF8_BORDERS_ONLY);
-    table.set_header(["evaluation", "modality", "corpus", "n", "measure", "%", "chance %", "× chance", "more"]);
-    for score in scores {
-        let (measure, value, chance, more) = match &score.measure {
-            Measure::ZeroShot { top1, top5, chance, n_classes } => {
-                (format!("top-1 of {n_classes}"), *top1, *chance, format!("top-5 {}", percent(*top5)))
-            }
-            Measure::Retrieval {
-                r_at_1, r_at_5, r_at_10, median_rank, chance_r_at_10, n_texts, text_r_at_10, ..
-            } => {
-                let more = format!(
-                    "R@1 {}, R@5 {}, median rank {median_rank}, text→media R@10 {}",
-                    percent(*r_at_1),
-                    percent(*r_at_5),
-                    percent(*text_r_at_10)
-                );
-                (format!("R@10 of {n_texts}"), *r_at_10, *chance_r_at_10, more)
-            }
-        };
-        table.add_row([
-            score.name.clone(),
-            score.modality.clone(),
-            format!("{}/{}", score.corpus, score.split),
-            score.n.to_string(),
-            measure,
-            percent(value),
-            percent(chance),
-            format!("{:.1}", value / chance.max(1e-12)),
-            more,
-        ]);
-    }
-    table
+    Ok((config, store))
 }

@@ -1,10 +1,13 @@
 //! Some records of a corpus, read, verified and packed as a run would.
 //!
 //! In: a listing. Out: what units hold, which share of their records is kept, what a row takes in a shard, and how long it took.
-//! Never: more than a shard of records packed.
+//! Never: writes to the store of the config.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
+
+use imp_schemas::manifest::ShardEntry;
+use imp_schemas::store::Store;
 
 use super::requests::Cut;
 use crate::config::{CorpusConfig, IngestConfig};
@@ -18,6 +21,10 @@ use crate::verify::Record;
 
 /// Records of each corpus that are tried, spread over its units.
 const SAMPLE: usize = 256;
+/// More of them, up to [`MAX_SAMPLE`], where their media are smaller than this: what a run holds is seen only once its batches of
+/// rows are full, and a part of a row group.
+const SAMPLE_BYTES: f64 = 32.0 * (1 << 20) as f64;
+const MAX_SAMPLE: usize = 4096;
 /// Units that the sample is taken from.
 const SAMPLE_UNITS: usize = 8;
 
@@ -89,6 +96,12 @@ pub(super) struct Sample {
     /// As [`super::Packing`] has them.
     pub(super) row_bytes: f64,
     pub(super) group_bytes: f64,
+    /// Of a shard in a manifest.
+    pub(super) entry_bytes: u64,
+    /// A shard was packed and stored while other records were verified.
+    pub(super) has_full_shard: bool,
+    /// Most that this process held at the end of a unit; 0 where the system does not say.
+    pub(super) held_bytes: u64,
 }
 
 impl Sample {
@@ -101,23 +114,25 @@ impl Sample {
     ) -> Result<Self, IngestError> {
         let mut sample = Self::default();
         let sources = Sources::new(config);
-        let mut packed = Packed::new(corpus, tokenizer, config.shard_bytes);
+        let mut packed = Packed::new(corpus, tokenizer, config.shard_bytes)?;
         let step = listing.n_units().div_ceil(SAMPLE_UNITS).max(1);
         let units: Vec<usize> = (0..listing.n_units()).step_by(step).collect();
-        let per_unit = (SAMPLE / units.len().max(1)).max(1);
+        let n_units = units.len();
         for unit in units {
             let started = Instant::now();
             let planned = plan(corpus, listing.read(unit)?, classes)?;
             sample.reading += started.elapsed();
             let mut cuts = UnitCuts { n_unread: planned.rejects.len() as f64, ..UnitCuts::default() };
             let n_readable: usize = planned.splits.iter().map(|(_, records)| records.len()).sum();
-            for (split, mut records) in planned.splits {
-                cuts.splits.insert(split, cut_of(&records));
+            let of_splits: Vec<SplitCut> = planned.splits.iter().map(|(_, records)| cut_of(records)).collect();
+            let per_unit = (sample_size(&of_splits) / n_units).max(1);
+            for ((split, records), cut) in planned.splits.iter().zip(of_splits) {
+                cuts.splits.insert(split.clone(), cut);
                 // Records stand in the order of a hash, so the first are a fair sample; each split gives its share of it.
                 let n_of_split = (per_unit * records.len()).div_ceil(n_readable);
-                records.truncate(n_of_split);
+                let records = &records[..n_of_split.min(records.len())];
                 let started = Instant::now();
-                pipeline::verify_all(corpus, tokenizer, &sources, &records, &mut |planned, verified| {
+                pipeline::verify_all(corpus, tokenizer, &sources, records, &mut |planned, verified| {
                     sample.tried(planned, &verified);
                     cuts.n_tried += 1.0;
                     cuts.has_rejects |= verified.is_err();
@@ -126,10 +141,12 @@ impl Sample {
                 })?;
                 sample.trying += started.elapsed();
             }
+            // A unit's shards go up while its records are still listed.
+            sample.held_bytes = sample.held_bytes.max(super::status_bytes("VmRSS:").unwrap_or_default());
             sample.units.insert(unit, cuts);
         }
         let started = Instant::now();
-        (sample.row_bytes, sample.group_bytes) = packed.overheads()?;
+        packed.measure(&mut sample)?;
         sample.trying += started.elapsed();
         sample.n_media_requests = sources.n_requests();
         Ok(sample)
@@ -200,6 +217,16 @@ impl Sample {
     }
 }
 
+/// Records that all units together give, if they are like the one that holds `splits`.
+fn sample_size(splits: &[SplitCut]) -> usize {
+    let n: f64 = splits.iter().map(|split| split.n - split.n_urls).sum();
+    let known_bytes: f64 = splits.iter().map(|split| split.known_bytes).sum();
+    if n < 1.0 {
+        return SAMPLE;
+    }
+    ((SAMPLE_BYTES * n / known_bytes.max(1.0)) as usize).clamp(SAMPLE, MAX_SAMPLE)
+}
+
 fn cut_of(records: &[Planned]) -> SplitCut {
     let mut cut = SplitCut { n: records.len() as f64, ..SplitCut::default() };
     for record in records {
@@ -211,18 +238,23 @@ fn cut_of(records: &[Planned]) -> SplitCut {
     cut
 }
 
-/// Records of the sample in two shards that never leave this machine: one of the first alone, one of the others. What they differ
-/// in is what rows take, the rest is what a shard takes whatever its rows.
+/// Records of the sample in shards that never leave this machine: the first record alone, the others as a run would pack them. What
+/// the first two shards differ in is what rows take, the rest is what a shard takes whatever its rows.
 struct Packed {
     first: Option<OpenShard>,
     others: OpenShard,
     n_others: u64,
+    /// The first shard of others that was full: its bytes beside media, and its rows.
+    full: Option<(f64, u64)>,
     most_bytes: u64,
     head: ShardHead,
+    store: Store,
+    /// Of the store; it goes when this does.
+    _folder: tempfile::TempDir,
 }
 
 impl Packed {
-    fn new(corpus: &CorpusConfig, tokenizer: &CaptionTokenizer, most_bytes: u64) -> Self {
+    fn new(corpus: &CorpusConfig, tokenizer: &CaptionTokenizer, most_bytes: u64) -> Result<Self, IngestError> {
         let head = ShardHead {
             corpus: corpus.name.clone(),
             kind: corpus.kind,
@@ -231,7 +263,10 @@ impl Packed {
             mean_media_bytes: 0,
             program: PROGRAM,
         };
-        Self { first: None, others: OpenShard::new(head.clone()), n_others: 0, most_bytes, head }
+        let folder = tempfile::tempdir().map_err(|source| IngestError::Read { path: std::env::temp_dir(), source })?;
+        let store = Store::open(&folder.path().display().to_string())?;
+        let others = OpenShard::new(head.clone());
+        Ok(Self { first: None, others, n_others: 0, full: None, most_bytes, head, store, _folder: folder })
     }
 
     fn push(&mut self, row: Row) -> Result<(), IngestError> {
@@ -239,22 +274,42 @@ impl Packed {
             let mut first = OpenShard::new(self.head.clone());
             first.push(row)?;
             self.first = Some(first);
-        } else if self.others.media_bytes() < self.most_bytes {
-            self.others.push(row)?;
-            self.n_others += 1;
+            return Ok(());
+        }
+        self.others.push(row)?;
+        self.n_others += 1;
+        if self.others.media_bytes() >= self.most_bytes {
+            let full = std::mem::replace(&mut self.others, OpenShard::new(self.head.clone()));
+            let (n_bytes, _) = self.store(full)?;
+            self.full.get_or_insert((n_bytes, self.n_others));
+            self.n_others = 0;
         }
         Ok(())
     }
 
-    /// Bytes of a row beside its medium, and bytes of a shard without rows.
-    fn overheads(self) -> Result<(f64, f64), IngestError> {
-        let Some(first) = self.first else { return Ok((0.0, 0.0)) };
-        let of_first = first.seal()?.n_bytes_beside_media() as f64;
-        if self.n_others == 0 {
-            return Ok((0.0, of_first));
-        }
-        let of_others = self.others.seal()?.n_bytes_beside_media() as f64;
-        let of_row = ((of_others - of_first) / (self.n_others as f64 - 1.0).max(1.0)).max(0.0);
-        Ok((of_row, of_first - of_row))
+    /// Bytes beside its media, and the entry.
+    fn store(&self, shard: OpenShard) -> Result<(f64, ShardEntry), IngestError> {
+        let sealed = shard.seal()?;
+        let n_bytes = sealed.n_bytes_beside_media() as f64;
+        Ok((n_bytes, sealed.store(&self.store)?.entry))
+    }
+
+    /// What a row takes beside its medium, a shard without rows, and a shard's entry.
+    fn measure(mut self, sample: &mut Sample) -> Result<(), IngestError> {
+        let Some(first) = self.first.take() else { return Ok(()) };
+        let (of_first, entry) = self.store(first)?;
+        sample.has_full_shard = self.full.is_some();
+        let (of_others, n_others) = match self.full {
+            Some(full) => full,
+            None if self.n_others == 0 => (of_first, 1),
+            None => {
+                let others = std::mem::replace(&mut self.others, OpenShard::new(self.head.clone()));
+                (self.store(others)?.0, self.n_others)
+            }
+        };
+        sample.row_bytes = ((of_others - of_first) / (n_others as f64 - 1.0).max(1.0)).max(0.0);
+        sample.group_bytes = of_first - sample.row_bytes;
+        sample.entry_bytes = serde_json::to_vec_pretty(&entry).unwrap_or_default().len() as u64;
+        Ok(())
     }
 }

@@ -17,13 +17,21 @@ pub struct Pixels {
     resizer: Resizer,
 }
 
+/// Width and height of a picture whose shorter side is reduced to `side`.
+pub fn reduced_size(width: usize, height: usize, side: Option<usize>) -> (usize, usize) {
+    let shorter = width.min(height);
+    let Some(side) = side.filter(|&side| side < shorter) else { return (width, height) };
+    let scaled = |length: usize| ((length * side + shorter / 2) / shorter).max(1);
+    (scaled(width), scaled(height))
+}
+
 impl Pixels {
     /// `picture` with its shorter side at `side` pixels; unchanged if it is that small, or if `side` is `None`.
     pub fn reduce(&mut self, picture: Picture, side: Option<usize>) -> Result<Picture, ContentFault> {
-        let shorter = picture.width.min(picture.height);
-        let Some(side) = side.filter(|&side| side < shorter) else { return Ok(picture) };
-        let scaled = |length: usize| ((length * side + shorter / 2) / shorter).max(1);
-        let (width, height) = (scaled(picture.width), scaled(picture.height));
+        let (width, height) = reduced_size(picture.width, picture.height, side);
+        if (width, height) == (picture.width, picture.height) {
+            return Ok(picture);
+        }
         let mut rgb = vec![0; width * height * 3];
         let whole = CropBox { left: 0, top: 0, width: picture.width, height: picture.height };
         self.crop_resize(&picture, whole, width, height, &mut rgb)?;

@@ -1,0 +1,185 @@
+//! What any step trains on, past or future, without a batch being made.
+//!
+//! In: a store, a mixture, a step. Out: the step's examples by name: corpus, shard, row, key, and what was drawn for each.
+//! Never: a medium read, a step counted: it says what the plan says. A record that turns out not to decode is replaced when its
+//! batch is made, and stands in the run's metrics.
+
+use std::collections::BTreeMap;
+
+use arrow::array::{Array, AsArray};
+use arrow::datatypes::Int32Type;
+use arrow::record_batch::RecordBatch;
+use imp_schemas::batch::ExampleId;
+use imp_schemas::modality::{Modality, RecordKind};
+use imp_schemas::record::column;
+use imp_schemas::resolution::Resolution;
+use imp_schemas::store::Store;
+use imp_schemas::task::Mixture;
+use serde::Serialize;
+
+use crate::augment::{CropBox, Draw, Draws, random_box};
+use crate::corpora::Split;
+use crate::decode::image::reduced_size;
+use crate::decode::video::clip_frames;
+use crate::error::LoaderError;
+use crate::open;
+use crate::recipe::Recipe;
+
+/// The plan of one step, in words.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ExplainedStep {
+    pub step: u64,
+    pub task: String,
+    /// Index among the task's views, and the sizes that it has.
+    pub view: usize,
+    pub sizes: BTreeMap<&'static str, String>,
+    /// Index of the first example among all that the task consumes.
+    pub first: u64,
+    pub examples: Vec<ExplainedExample>,
+}
+
+/// One example of it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ExplainedExample {
+    pub corpus: String,
+    pub split: String,
+    /// Relative to the store's root.
+    pub shard: String,
+    /// Within the shard.
+    pub row: u64,
+    pub key: String,
+    /// How often the task had gone through its rows before.
+    pub epoch: u64,
+    /// Index among the record's captions.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub caption: Option<u64>,
+    /// Of the picture, or of each frame, after it was reduced to the working side.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub crop: Option<ExplainedCrop>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub flipped: Option<bool>,
+    /// Source frames.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub frames: Vec<usize>,
+}
+
+/// A part of a picture, pixels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct ExplainedCrop {
+    pub left: usize,
+    pub top: usize,
+    pub width: usize,
+    pub height: usize,
+    /// The whole.
+    pub of: (usize, usize),
+}
+
+/// What `step` trains on, by the newest snapshots of the mixture's corpora.
+///
+/// # Errors
+/// As [`crate::Loader::open`]; a shard cannot be read.
+pub fn explain(store: &Store, mixture: &Mixture, step: u64) -> Result<ExplainedStep, LoaderError> {
+    let opened = open::open(store, mixture)?;
+    let plan = opened.plan.batch_at(step);
+    let recipe = &opened.recipes[plan.task_idx];
+    let view = &recipe.views[plan.view_idx];
+    let mut rows: BTreeMap<(usize, usize, u64), Vec<usize>> = BTreeMap::new();
+    for (i, example) in plan.examples.iter().enumerate() {
+        let split_idx = recipe.splits[example.corpus_idx as usize];
+        let (shard_idx, row) = opened.splits[split_idx].locate(example.row);
+        rows.entry((split_idx, shard_idx, row)).or_default().push(i);
+    }
+    let mut examples: Vec<Option<ExplainedExample>> = vec![None; plan.examples.len()];
+    let places: Vec<(&(usize, usize, u64), &Vec<usize>)> = rows.iter().collect();
+    for of_shard in places.chunk_by(|a, b| (a.0.0, a.0.1) == (b.0.0, b.0.1)) {
+        let &(split_idx, shard_idx, _) = of_shard[0].0;
+        let split = &opened.splits[split_idx];
+        let numbers: Vec<u64> = of_shard.iter().map(|((_, _, row), _)| *row).collect();
+        let batch = split
+            .reader(store, shard_idx)?
+            .read(&numbers, columns(split.kind))
+            .map_err(|source| LoaderError::Shard { corpus: split.corpus.clone(), source })?;
+        for (nth, ((_, _, row), wanted)) in of_shard.iter().enumerate() {
+            for &i in *wanted {
+                let mut example = drawn(recipe, view.stride(), recipe.vision(view), &plan.examples[i], &batch, nth);
+                example.place(split, shard_idx, *row);
+                examples[i] = Some(example);
+            }
+        }
+    }
+    let sizes = [("vision", recipe.vision(view)), ("audio", recipe.audio(view)), ("text", recipe.text(view))];
+    Ok(ExplainedStep {
+        step,
+        task: recipe.name.clone(),
+        view: plan.view_idx,
+        sizes: sizes.into_iter().filter_map(|(name, size)| Some((name, size?.to_string()))).collect(),
+        first: plan.first,
+        examples: examples.into_iter().flatten().collect(),
+    })
+}
+
+fn columns(kind: RecordKind) -> &'static [&'static str] {
+    match kind {
+        RecordKind::ImageText => &[column::KEY, column::TOKENS, column::WIDTH, column::HEIGHT],
+        RecordKind::VideoText => &[column::KEY, column::TOKENS, column::WIDTH, column::HEIGHT, column::NUM_FRAMES],
+        RecordKind::AudioText => &[column::KEY, column::TOKENS],
+    }
+}
+
+/// What is drawn for the record in row `i` of `batch`, by the draws that decoding makes.
+fn drawn(
+    recipe: &Recipe,
+    stride: usize,
+    vision: Option<Resolution>,
+    id: &ExampleId,
+    batch: &RecordBatch,
+    i: usize,
+) -> ExplainedExample {
+    let number = |name: &str| {
+        let column = batch.column_by_name(name)?.as_primitive_opt::<Int32Type>()?.clone();
+        if column.is_valid(i) { usize::try_from(column.value(i)).ok() } else { None }
+    };
+    let draws = Draws::new(recipe.seed, recipe.task_idx, id);
+    let mut example = ExplainedExample {
+        corpus: String::new(),
+        split: String::new(),
+        shard: String::new(),
+        row: 0,
+        key: batch
+            .column_by_name(column::KEY)
+            .and_then(|keys| keys.as_string_opt::<i32>())
+            .map_or_else(String::new, |keys| keys.value(i).to_owned()),
+        epoch: id.epoch,
+        caption: None,
+        crop: None,
+        flipped: None,
+        frames: Vec::new(),
+    };
+    if recipe.has(Modality::Text) {
+        let captions = batch.column_by_name(column::TOKENS).and_then(|tokens| tokens.as_list_opt::<i32>());
+        let n = captions.filter(|lists| lists.is_valid(i)).map_or(0, |lists| lists.value_length(i));
+        let n = u64::try_from(n).unwrap_or(0);
+        example.caption = (n > 0).then(|| draws.rng(Draw::Caption).below(n));
+    }
+    let (Some(vision), Some(augment)) = (vision, &recipe.augment) else { return example };
+    if let (Some(width), Some(height)) = (number(column::WIDTH), number(column::HEIGHT)) {
+        let (width, height) = reduced_size(width, height, recipe.working_side);
+        let CropBox { left, top, width: across, height: down } =
+            random_box(&mut draws.rng(Draw::Crop), width, height, augment);
+        example.crop = Some(ExplainedCrop { left, top, width: across, height: down, of: (width, height) });
+        example.flipped = augment.flip.then(|| draws.rng(Draw::Flip).chance(0.5));
+    }
+    if let (Resolution::Video { frames, .. }, Some(n)) = (vision, number(column::NUM_FRAMES).filter(|&n| n > 0)) {
+        example.frames = clip_frames(n, frames, stride, Some(&mut draws.rng(Draw::Start)));
+    }
+    example
+}
+
+impl ExplainedExample {
+    fn place(&mut self, split: &Split, shard_idx: usize, row: u64) {
+        self.corpus.clone_from(&split.corpus);
+        self.split.clone_from(&split.split);
+        self.shard = split.shard_key(shard_idx).to_string();
+        self.row = row;
+    }
+}

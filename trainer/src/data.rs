@@ -1,0 +1,116 @@
+//! The loader against a trainer that takes no time, or as much as it is told to: how fast batches come, and what holds them up.
+//!
+//! In: a config and its shards. Out: a [`DataReport`]. Never: a model, a checkpoint; the batches are those that `fit` would get.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use imp_loader::{Bound, Loader, LoaderError, LoaderStats, Stages};
+use imp_schemas::store::Store;
+use serde::Serialize;
+
+use crate::config::TrainConfig;
+
+/// What was asked for of one task.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct TaskBatches {
+    pub n_steps: u64,
+    pub n_examples: u64,
+    /// Bytes of the batches' arrays.
+    pub n_bytes: u64,
+}
+
+/// What a run of the loader alone showed. Times are of the steps after the first, which also opens shards.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct DataReport {
+    pub n_steps: u64,
+    pub n_examples: u64,
+    pub seconds: f64,
+    pub first_batch_seconds: f64,
+    pub examples_per_second: f64,
+    /// By task name.
+    pub tasks: BTreeMap<String, TaskBatches>,
+    pub stages: Stages,
+    pub bound: Bound,
+    /// What to change, a sentence each.
+    pub advice: Vec<String>,
+    pub stats: LoaderStats,
+}
+
+/// Takes `n_steps` batches from step 0 on; the trainer takes `step` for each.
+///
+/// # Errors
+/// The loader cannot be opened, or failed.
+pub fn measure(config: &TrainConfig, store: &Store, n_steps: u64, step: Duration) -> Result<DataReport, LoaderError> {
+    let opened = Instant::now();
+    let mut loader = Loader::open(store, config.mixture.clone(), &config.loader, None)?;
+    loader.next()?;
+    let first_batch_seconds = opened.elapsed().as_secs_f64();
+    let before = loader.stats().stages;
+    let started = Instant::now();
+    let mut tasks: BTreeMap<String, TaskBatches> = BTreeMap::new();
+    for _ in 0..n_steps {
+        let batch = loader.next()?;
+        let task = tasks.entry(config.mixture.tasks()[batch.task_idx].name().to_owned()).or_default();
+        task.n_steps += 1;
+        task.n_examples += batch.n() as u64;
+        task.n_bytes += batch.n_bytes() as u64;
+        if !step.is_zero() {
+            std::thread::sleep(step);
+        }
+    }
+    let seconds = started.elapsed().as_secs_f64();
+    let stats = loader.stats();
+    let stages = stats.stages.since(&before);
+    let n_examples = tasks.values().map(|task| task.n_examples).sum();
+    let examples_per_second = n_examples as f64 / seconds.max(f64::MIN_POSITIVE);
+    let bound = stages.bound();
+    let advice = advice(bound, &stages, config);
+    Ok(DataReport {
+        n_steps,
+        n_examples,
+        seconds,
+        first_batch_seconds,
+        examples_per_second,
+        tasks,
+        stages,
+        bound,
+        advice,
+        stats,
+    })
+}
+
+fn advice(bound: Bound, stages: &Stages, config: &TrainConfig) -> Vec<String> {
+    let loader = &config.loader;
+    let mut advice = Vec::new();
+    match bound {
+        Bound::Trainer => advice.push(format!(
+            "the trainer hardly waits, and the loader could be {:.1} times as fast: leave it as it is",
+            stages.headroom()
+        )),
+        Bound::Decode => {
+            let n_cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+            if loader.decode_threads < n_cores {
+                advice.push(format!(
+                    "`train.loader.decode_threads` is {} and this machine has {n_cores} cores: raise it",
+                    loader.decode_threads
+                ));
+            } else {
+                advice.push(
+                    "every core decodes: ingest with a smaller `reencode` side, set a task's `working_side` and let \
+                     `train.loader.decoded_cache_mib` hold the working copies, or use more machines"
+                        .to_owned(),
+                );
+            }
+        }
+        Bound::Storage => advice.push(format!(
+            "reading holds batches up: set `train.mixture.shuffle_radius` so that reads lie side by side, raise \
+             `train.loader.max_buffered_mib` ({}) so that more are under way, or bring the store nearer",
+            loader.max_buffered_mib
+        )),
+        Bound::Assembly => {
+            advice.push("one thread puts batches together and is busy all the time: make batches smaller".to_owned());
+        }
+    }
+    advice
+}

@@ -1,0 +1,137 @@
+//! What `imp-train` prints.
+
+use std::fmt::Write;
+
+use comfy_table::{Table, presets};
+use imp_loader::{ExplainedStep, StageSeconds};
+use imp_trainer::data::DataReport;
+use imp_trainer::eval::{Measure, Score};
+
+/// One score as a sentence.
+pub fn one_line(score: &Score) -> String {
+    let what = match &score.measure {
+        Measure::ZeroShot { top1, chance, n_classes, .. } => {
+            format!("zero-shot top-1 {:.1} % of {n_classes} classes (chance {:.1} %)", 100.0 * top1, 100.0 * chance)
+        }
+        Measure::Retrieval { r_at_10, chance_r_at_10, n_texts, .. } => {
+            format!("R@10 {:.1} % of {n_texts} sentences (chance {:.1} %)", 100.0 * r_at_10, 100.0 * chance_r_at_10)
+        }
+    };
+    format!("{}: {what}, {} examples", score.name, score.n)
+}
+
+/// All scores.
+pub fn of_scores(scores: &[Score]) -> Table {
+    let percent = |share: f64| format!("{:.1}", 100.0 * share);
+    let mut table = empty();
+    table.set_header(["evaluation", "modality", "corpus", "n", "measure", "%", "chance %", "× chance", "more"]);
+    for score in scores {
+        let (measure, value, chance, more) = match &score.measure {
+            Measure::ZeroShot { top1, top5, chance, n_classes } => {
+                (format!("top-1 of {n_classes}"), *top1, *chance, format!("top-5 {}", percent(*top5)))
+            }
+            Measure::Retrieval {
+                r_at_1, r_at_5, r_at_10, median_rank, chance_r_at_10, n_texts, text_r_at_10, ..
+            } => {
+                let more = format!(
+                    "R@1 {}, R@5 {}, median rank {median_rank}, text→media R@10 {}",
+                    percent(*r_at_1),
+                    percent(*r_at_5),
+                    percent(*text_r_at_10)
+                );
+                (format!("R@10 of {n_texts}"), *r_at_10, *chance_r_at_10, more)
+            }
+        };
+        table.add_row([
+            score.name.clone(),
+            score.modality.clone(),
+            format!("{}/{}", score.corpus, score.split),
+            score.n.to_string(),
+            measure,
+            percent(value),
+            percent(chance),
+            format!("{:.1}", value / chance.max(1e-12)),
+            more,
+        ]);
+    }
+    table
+}
+
+/// Rates by task, the time of every stage, and what to change.
+pub fn of_data(report: &DataReport) -> String {
+    let mut tasks = empty();
+    tasks.set_header(["task", "steps", "examples", "MiB of arrays"]);
+    for (name, task) in &report.tasks {
+        let mib = task.n_bytes as f64 / f64::from(1 << 20);
+        tasks.add_row([name.clone(), task.n_steps.to_string(), task.n_examples.to_string(), format!("{mib:.1}")]);
+    }
+    let mut stages = empty();
+    stages.set_header(["stage", "threads", "waits for input s", "works s", "waits for output s", "busy %"]);
+    let all = [
+        ("fetch", &report.stages.fetch),
+        ("decode", &report.stages.decode),
+        ("assemble", &report.stages.assemble),
+        ("trainer", &report.stages.trainer),
+    ];
+    for (name, stage) in all {
+        let StageSeconds { n_threads, waits_for_input, works, waits_for_output } = stage;
+        stages.add_row([
+            name.to_owned(),
+            n_threads.to_string(),
+            format!("{waits_for_input:.2}"),
+            format!("{works:.2}"),
+            format!("{waits_for_output:.2}"),
+            format!("{:.0}", 100.0 * stage.busy()),
+        ]);
+    }
+    let mut out = format!("{tasks}\n{stages}\n");
+    // Writing to a string cannot fail.
+    let _ = writeln!(
+        out,
+        "{} examples in {:.2} s: {:.0} a second; the first batch came after {:.2} s",
+        report.n_examples, report.seconds, report.examples_per_second, report.first_batch_seconds
+    );
+    let _ = writeln!(out, "batches wait for: {}", format!("{:?}", report.bound).to_lowercase());
+    for sentence in &report.advice {
+        let _ = writeln!(out, "{sentence}");
+    }
+    out
+}
+
+/// The examples of a step.
+pub fn of_step(explained: &ExplainedStep) -> String {
+    let ExplainedStep { step, task, view, sizes, first, examples } = explained;
+    let sizes: Vec<String> = sizes.iter().map(|(name, size)| format!("{name} {size}")).collect();
+    let mut table = empty();
+    table.set_header(["#", "key", "shard", "row", "epoch", "caption", "crop", "flip", "frames"]);
+    for (k, example) in (*first..).zip(examples) {
+        let crop = example.crop.map_or_else(String::new, |crop| {
+            let (width, height) = crop.of;
+            format!("{}x{}+{}+{} of {width}x{height}", crop.width, crop.height, crop.left, crop.top)
+        });
+        let frames = match example.frames[..] {
+            [] => String::new(),
+            [first, .., last] => format!("{first} to {last}"),
+            [one] => one.to_string(),
+        };
+        let flag = |flipped| if flipped { "yes" } else { "no" };
+        table.add_row([
+            k.to_string(),
+            example.key.clone(),
+            example.shard.clone(),
+            example.row.to_string(),
+            example.epoch.to_string(),
+            example.caption.map_or_else(String::new, |caption| caption.to_string()),
+            crop,
+            example.flipped.map_or("", flag).to_owned(),
+            frames,
+        ]);
+    }
+    format!("step {step}: task `{task}`, view {view} ({})\n{table}\n", sizes.join(", "))
+}
+
+fn empty() -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_BORDERS_ONLY);
+    table
+}
