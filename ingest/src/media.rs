@@ -17,7 +17,7 @@ mod remux;
 mod shrink;
 
 use imp_schemas::media::{
-    AudioMeta, ImageMeta, MediaError, MediaLimits, VideoMeta, check_audio, read_audio, read_image, read_planes,
+    AudioMeta, ImageMeta, MediaError, MediaLimits, Needed, VideoMeta, check_audio, read_audio, read_image, read_planes,
     read_video,
 };
 use imp_schemas::modality::RecordKind;
@@ -119,8 +119,11 @@ fn image(bytes: &[u8], rules: &MediaRules, limits: &MediaLimits, accept: &mut Ac
 /// becomes much smaller only as much is computed as leaves the last half to the resize, as Pillow's thumbnails are made.
 fn decoded(bytes: &[u8], rule: Option<&Reencode>, limits: &MediaLimits) -> Result<(ImageMeta, Pixels), MediaError> {
     if let Some(rule) = rule.filter(|rule| rule.format == PictureFormat::Jpeg) {
-        let at_least = |width, height| shrink::target(width, height, rule).map(|(w, h)| (2 * w, 2 * h));
-        if let Some((meta, planes)) = read_planes(bytes, limits, at_least)? {
+        let needed = |width, height| {
+            let (w, h) = shrink::target(width, height, rule)?;
+            Some(Needed { at_least: (2 * w, 2 * h), n_rows: height })
+        };
+        if let Some((meta, planes)) = read_planes(bytes, limits, needed)? {
             return Ok((meta, Pixels::Planes(planes)));
         }
     }

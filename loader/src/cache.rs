@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use imp_schemas::media::Picture;
+use imp_schemas::task::Decode;
 
 use crate::record::Meta;
 
@@ -26,7 +27,7 @@ pub enum Form {
     /// The small columns.
     Meta,
     /// The picture at the working side.
-    Picture { side: Option<usize> },
+    Picture { side: Option<usize>, decode: Decode },
     /// Every frame at the working side.
     Frames { side: Option<usize> },
     /// Samples at the spectrogram's rate.

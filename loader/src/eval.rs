@@ -11,7 +11,7 @@ use imp_schemas::modality::Modality;
 use imp_schemas::resolution::Patching;
 use imp_schemas::spectrogram::SpectrogramSpec;
 use imp_schemas::store::{Snapshot, Store};
-use imp_schemas::task::View;
+use imp_schemas::task::{Decode, View};
 
 use crate::cache::Cache;
 use crate::config::LoaderSettings;
@@ -87,6 +87,7 @@ impl EvalLoader {
             patching: *spec.patching,
             augment: None,
             working_side: spec.working_side,
+            decode: Decode::Full,
             needs_label: false,
         };
         let filter_rate = f64::from(spec.spectrogram.sample_rate);

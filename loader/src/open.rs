@@ -70,6 +70,7 @@ pub fn open(store: &Store, mixture: &Mixture) -> Result<Opened, LoaderError> {
             patching: *mixture.patching(),
             augment: Some(*task.augment()),
             working_side: task.working_side(),
+            decode: task.decode(),
             needs_label: task.objective() == Objective::Softmax,
         });
     }

@@ -2,7 +2,7 @@
 
 use imp_schemas::modality::{Modality, RecordKind};
 use imp_schemas::resolution::{Patching, Resolution};
-use imp_schemas::task::{Augment, View};
+use imp_schemas::task::{Augment, Decode, View};
 
 use crate::cache::Form;
 
@@ -21,6 +21,7 @@ pub struct Recipe {
     /// `None` in evaluation: centre crops, centred sounds, every token, the first caption.
     pub augment: Option<Augment>,
     pub working_side: Option<usize>,
+    pub decode: Decode,
     /// A record without a label is no example.
     pub needs_label: bool,
 }
@@ -56,7 +57,7 @@ impl Recipe {
         let side = self.working_side;
         for modality in &self.modalities {
             match modality {
-                Modality::Image => forms.push(Form::Picture { side }),
+                Modality::Image => forms.push(Form::Picture { side, decode: self.decode }),
                 Modality::Video => forms.push(Form::Frames { side }),
                 Modality::Audio => forms.push(Form::Sound),
                 Modality::Text => {}

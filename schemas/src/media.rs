@@ -24,7 +24,7 @@ use crate::reject::RejectReason;
 
 pub use audio::{AudioMeta, Waveform, check_audio, read_audio};
 pub use image::{ImageMeta, read_image};
-pub use planes::{Plane, Planes, read_planes};
+pub use planes::{Needed, Plane, Planes, read_planes};
 pub use video::{Keyframe, VideoMeta, read_frames, read_video};
 
 /// One decoded picture or frame.

@@ -38,6 +38,25 @@ pub enum Alternation {
     Intervals,
 }
 
+/// How much of a JPEG is decoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Decode {
+    /// Every pixel, to RGB, as Pillow, OpenCV and torchvision have it to the bit; then crop and resize.
+    #[default]
+    Full,
+    /// No more than the view needs: planes of brightness and colour at 1, 1/2, 1/4 or 1/8 of the size, cropped and resized before
+    /// they become RGB, and no row below the crop. Pixels differ from `full` by about a level on average, `ops/benches/README.md` says how much. Other
+    /// codecs, and JPEGs that are turned or not YCbCr, are decoded in full.
+    Scaled,
+}
+
+impl Decode {
+    fn is_full(&self) -> bool {
+        *self == Self::Full
+    }
+}
+
 /// Draws that change an example without changing what it shows. Training only.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -123,6 +142,8 @@ pub struct RawTask {
     /// Shorter side to which pictures and frames are reduced before they are cropped, pixels. Small working copies are
     /// what the loader's cache of decoded media holds. Absent: full size.
     pub working_side: Option<usize>,
+    #[serde(default)]
+    pub decode: Decode,
 }
 
 fn train_split() -> String {
@@ -208,6 +229,9 @@ pub struct Task {
     views: Vec<View>,
     augment: Augment,
     working_side: Option<usize>,
+    // Absent from the digest of mixtures that do without: checkpoints of before go on.
+    #[serde(skip_serializing_if = "Decode::is_full")]
+    decode: Decode,
 }
 
 impl Task {
@@ -256,6 +280,11 @@ impl Task {
     /// Pixels; see [`RawTask::working_side`].
     pub fn working_side(&self) -> Option<usize> {
         self.working_side
+    }
+
+    /// How much of a JPEG is decoded.
+    pub fn decode(&self) -> Decode {
+        self.decode
     }
 
     /// Tokens of one example at `view`, all modalities together, after DropToken.

@@ -5,7 +5,7 @@
 
 use imp_loader::LoaderSettings;
 use imp_schemas::modality::Modality;
-use imp_schemas::task::{Mixture, Objective, RawMixture, RawTask, RawView, Task, TaskError};
+use imp_schemas::task::{Decode, Mixture, Objective, RawMixture, RawTask, RawView, Task, TaskError};
 use serde::{Deserialize, Serialize};
 
 use crate::model::RawModel;
@@ -224,6 +224,7 @@ fn check_eval(raw: &RawEval, mixture: &RawMixture) -> Result<Eval, ConfigError> 
         views: vec![raw.view],
         augment: Default::default(),
         working_side: raw.working_side,
+        decode: Decode::Full,
     };
     let mixture = RawMixture { alternation: Default::default(), tasks: vec![task], ..mixture.clone() };
     let mixture = mixture.try_into().map_err(|source| ConfigError::Eval { name: raw.name.clone(), source })?;

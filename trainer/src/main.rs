@@ -123,8 +123,8 @@ fn command(command: Command) -> Result<()> {
         }
         Command::Eval { place, json } => {
             let (config, store, run) = open(&place)?;
-            let scores =
-                device::eval(&config, &store, &run, &mut |score| println!("{}", tables::one_line(score))).into_diagnostic()?;
+            let scores = device::eval(&config, &store, &run, &mut |score| println!("{}", tables::one_line(score)))
+                .into_diagnostic()?;
             println!("{}", tables::of_scores(&scores.scores));
             println!("scores of the checkpoint after {} steps: `{}/{}`", scores.step, run.url(), eval::SCORES_KEY);
             if let Some(path) = json {

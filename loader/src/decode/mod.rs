@@ -6,14 +6,15 @@
 pub mod audio;
 pub mod image;
 pub mod log_mel;
+mod planes;
 pub mod video;
 
 use std::sync::Arc;
 
 use imp_schemas::batch::ExampleId;
-use imp_schemas::media::{MediaLimits, Picture, read_audio, read_frames, read_image};
+use imp_schemas::media::{MediaLimits, Needed, Picture, Planes, read_audio, read_frames, read_image, read_planes};
 use imp_schemas::resolution::{Resolution, n_kept};
-use imp_schemas::task::View;
+use imp_schemas::task::{Decode, View};
 
 use crate::augment::{CropBox, Draw, Draws, Jitter, centre_box, flip, kept_tokens, random_box};
 use crate::cache::{Cache, CacheKey, Form, Held};
@@ -21,8 +22,9 @@ use crate::error::ContentFault;
 use crate::recipe::Recipe;
 use crate::record::{Meta, Record};
 use audio::{Placement, Sounds};
-use image::Pixels;
+use image::{Pixels, reduced_size};
 use log_mel::MelTables;
+use planes::PlaneResizer;
 
 /// The arrays of one example.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -42,6 +44,7 @@ pub struct Example {
 /// What one thread needs to decode.
 pub struct Workbench {
     pixels: Pixels,
+    planes: PlaneResizer,
     sounds: Sounds,
     cache: Arc<Cache>,
     limits: MediaLimits,
@@ -50,7 +53,13 @@ pub struct Workbench {
 impl Workbench {
     pub fn new(tables: &Arc<MelTables>, cache: &Arc<Cache>) -> Self {
         let (pixels, sounds) = (Pixels::default(), Sounds::new(tables));
-        Self { pixels, sounds, cache: Arc::clone(cache), limits: MediaLimits::default() }
+        Self {
+            pixels,
+            planes: PlaneResizer::default(),
+            sounds,
+            cache: Arc::clone(cache),
+            limits: MediaLimits::default(),
+        }
     }
 
     /// The example that `record` makes at `view`.
@@ -108,23 +117,65 @@ impl Workbench {
         height: usize,
         width: usize,
     ) -> Result<Vec<u8>, ContentFault> {
-        let form = Form::Picture { side: recipe.working_side };
-        let held = match record.form(form) {
-            Some(Held::Pictures(pictures)) => Arc::clone(pictures),
-            _ => {
-                let bytes = record.medium().ok_or(ContentFault::NoMedium)?;
-                let (_, picture) = read_image(bytes, &self.limits)?;
-                let copies = Arc::new(vec![self.pixels.reduce(picture, recipe.working_side)?]);
-                self.cache.put(key(record, form), Held::Pictures(Arc::clone(&copies)));
-                copies
-            }
-        };
-        let picture = held.first().ok_or(ContentFault::NoMedium)?;
         let mut out = vec![0; height * width * 3];
-        let crop = crop_of(recipe, draws, picture, height, width);
-        self.pixels.crop_resize(picture, crop, width, height, &mut out)?;
+        let form = Form::Picture { side: recipe.working_side, decode: recipe.decode };
+        if let Some(Held::Pictures(held)) = record.form(form) {
+            let picture = held.first().ok_or(ContentFault::NoMedium)?;
+            let crop = crop_of(recipe, draws, (picture.width, picture.height), height, width);
+            self.pixels.crop_resize(picture, crop, width, height, &mut out)?;
+        } else {
+            let bytes = record.medium().ok_or(ContentFault::NoMedium)?;
+            match self.planes(recipe, draws, bytes, [height, width])? {
+                // What the view needs of them depends on its crop, so there is nothing to keep.
+                Some(planes) if recipe.working_side.is_none() => {
+                    let crop = crop_of(recipe, draws, (planes.width, planes.height), height, width);
+                    self.planes.crop_resize(&planes, crop, width, height, &mut out)?;
+                }
+                planes => {
+                    let picture = match planes {
+                        Some(planes) => self.reduce(&planes, recipe.working_side)?,
+                        None => self.pixels.reduce(read_image(bytes, &self.limits)?.1, recipe.working_side)?,
+                    };
+                    let crop = crop_of(recipe, draws, (picture.width, picture.height), height, width);
+                    self.pixels.crop_resize(&picture, crop, width, height, &mut out)?;
+                    self.cache.put(key(record, form), Held::Pictures(Arc::new(vec![picture])));
+                }
+            }
+        }
         recolour(recipe, draws, &mut out, width);
         Ok(out)
+    }
+
+    /// The planes of a JPEG, as small as the view or the working side lets them be; `None` if the task wants every pixel, or the
+    /// picture has no planes.
+    fn planes(
+        &self,
+        recipe: &Recipe,
+        draws: &Draws,
+        bytes: &[u8],
+        [height, width]: [usize; 2],
+    ) -> Result<Option<Planes>, ContentFault> {
+        if recipe.decode == Decode::Full {
+            return Ok(None);
+        }
+        let read = read_planes(bytes, &self.limits, |across, down| {
+            if recipe.working_side.is_some() {
+                return Some(Needed { at_least: reduced_size(across, down, recipe.working_side), n_rows: down });
+            }
+            let crop = crop_of(recipe, draws, (across, down), height, width);
+            let at_least = ((across * width).div_ceil(crop.width), (down * height).div_ceil(crop.height));
+            Some(Needed { at_least, n_rows: crop.top + crop.height })
+        })?;
+        Ok(read.map(|(_, planes)| planes))
+    }
+
+    /// The whole picture with its shorter side at `side` pixels; as large as it is, if it is that small.
+    fn reduce(&mut self, planes: &Planes, side: Option<usize>) -> Result<Picture, ContentFault> {
+        let (width, height) = reduced_size(planes.width, planes.height, side);
+        let mut rgb = vec![0; width * height * 3];
+        let whole = CropBox { left: 0, top: 0, width: planes.width, height: planes.height };
+        self.planes.crop_resize(planes, whole, width, height, &mut rgb)?;
+        Ok(Picture { width, height, rgb })
     }
 
     /// Pixels of a clip, and the second of the source at which it starts if the source is longer than the clip.
@@ -147,7 +198,7 @@ impl Workbench {
         if let Some(all) = self.all_frames(recipe, record, n)? {
             for (to, &i) in out.chunks_exact_mut(frame_len).zip(&wanted) {
                 let frame = all.get(i).ok_or_else(|| impossible(all.len()))?;
-                let crop = crop_of(recipe, draws, frame, height, width);
+                let crop = crop_of(recipe, draws, (frame.width, frame.height), height, width);
                 self.pixels.crop_resize(frame, crop, width, height, to)?;
             }
         } else {
@@ -215,7 +266,7 @@ impl Workbench {
         read_frames(bytes, &distinct, &self.limits, &mut |i, picture| {
             let made = pixels.reduce(picture, recipe.working_side).and_then(|frame| {
                 let mut to = vec![0; frame_len];
-                let crop = crop_of(recipe, draws, &frame, height, width);
+                let crop = crop_of(recipe, draws, (frame.width, frame.height), height, width);
                 pixels.crop_resize(&frame, crop, width, height, &mut to)?;
                 Ok(to)
             });
@@ -282,11 +333,11 @@ fn key(record: &Record, form: Form) -> CacheKey {
     CacheKey { corpus: record.place.corpus, row: record.place.row, form }
 }
 
-/// The part of `picture` that the example shows; frames of one size get one part.
-fn crop_of(recipe: &Recipe, draws: &Draws, picture: &Picture, height: usize, width: usize) -> CropBox {
+/// The part of a picture of this width and height that the example shows; frames of one size get one part.
+fn crop_of(recipe: &Recipe, draws: &Draws, of: (usize, usize), height: usize, width: usize) -> CropBox {
     match &recipe.augment {
-        Some(augment) => random_box(&mut draws.rng(Draw::Crop), picture.width, picture.height, augment),
-        None => centre_box(picture.width, picture.height, width, height),
+        Some(augment) => random_box(&mut draws.rng(Draw::Crop), of.0, of.1, augment),
+        None => centre_box(of.0, of.1, width, height),
     }
 }
 

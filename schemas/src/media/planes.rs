@@ -25,13 +25,19 @@ const MAX_SAMPLING: usize = 2;
 /// Brightness, or one of the two differences of colour, of a whole picture.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plane {
-    /// Values across and down. The last of each may lie half outside of the picture.
+    /// Values across and down, of the rows that were needed. The last of each may lie half outside of the picture.
     pub width: usize,
     pub height: usize,
     /// `[height, width]`, u8.
     pub values: Vec<u8>,
     /// Pixels of the picture that a value stands for, across and down.
     pub step: (usize, usize),
+}
+
+impl Plane {
+    fn is_full(&self) -> bool {
+        self.values.len() == self.width * self.height
+    }
 }
 
 /// A picture as JPEG codes it: Y, Cb and Cr of ITU-R BT.601, full range.
@@ -43,8 +49,17 @@ pub struct Planes {
     pub planes: [Plane; 3],
 }
 
-/// Decodes the planes of a JPEG. `at_least` hears the picture's width and height and says how small it may come, in pixels, if
-/// somebody wants its planes at all: it comes at 1, 1/2, 1/4 or 1/8 of its size.
+/// What is needed of a picture.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Needed {
+    /// How small it may come, pixels across and down: it comes at 1, 1/2, 1/4 or 1/8 of its size.
+    pub at_least: (usize, usize),
+    /// Rows of the picture from the top; what lies below them is not decoded, damaged or not.
+    pub n_rows: usize,
+}
+
+/// Decodes the planes of a JPEG. `needed` hears the picture's width and height and says what is needed of it, if its planes are
+/// wanted at all.
 ///
 /// `None` if they are not wanted, or there are none: no JPEG, not upright, not YCbCr, or colours at a quarter of the resolution.
 ///
@@ -53,7 +68,7 @@ pub struct Planes {
 pub fn read_planes(
     bytes: &[u8],
     limits: &MediaLimits,
-    at_least: impl FnOnce(usize, usize) -> Option<(usize, usize)>,
+    needed: impl FnOnce(usize, usize) -> Option<Needed>,
 ) -> Result<Option<(ImageMeta, Planes)>, MediaError> {
     if !bytes.starts_with(&[0xFF, 0xD8, 0xFF]) {
         return Ok(None);
@@ -64,9 +79,9 @@ pub fn read_planes(
         if orientation_of(header.exif.as_deref()) != Orientation::NoTransforms {
             return Ok(None);
         }
-        let Some(at_least) = at_least(width, height) else { return Ok(None) };
+        let Some(needed) = needed(width, height) else { return Ok(None) };
         let bytes = header.tidied.as_deref().unwrap_or(bytes);
-        let planes = libjpeg::guarded(|| decode(bytes, limits, at_least)).unwrap_or_else(|e| Err(broken(e)))?;
+        let planes = libjpeg::guarded(|| decode(bytes, limits, needed)).unwrap_or_else(|e| Err(broken(e)))?;
         let meta = ImageMeta { width, height, format: "jpeg", progressive: header.progressive, orientation: 1 };
         match planes {
             Some(planes) if (planes.width, planes.height) != (width, height) => {
@@ -79,18 +94,19 @@ pub fn read_planes(
 }
 
 /// Unwinds with [`libjpeg::Refused`] at the first thing that libjpeg does not like.
-fn decode(bytes: &[u8], limits: &MediaLimits, at_least: (usize, usize)) -> Result<Option<Planes>, MediaError> {
+fn decode(bytes: &[u8], limits: &MediaLimits, needed: Needed) -> Result<Option<Planes>, MediaError> {
     let mut decompressor = Decompressor::open(bytes);
     // SAFETY: set are how it decodes and at which scale.
     let info = unsafe { decompressor.info() };
     let (width, height) = (info.image_width as usize, info.image_height as usize);
     check_size(width as u64, height as u64, limits)?;
     let Some(layout) = Layout::of(info) else { return Ok(None) };
+    let Needed { at_least, n_rows } = needed;
     let fits = |divisor: &usize| width / divisor >= at_least.0 && height / divisor >= at_least.1;
     let divisor = [8, 4, 2].into_iter().find(fits).unwrap_or(1);
     info.raw_data_out = 1;
     (info.scale_num, info.scale_denom) = (1, divisor as u32);
-    let planes = layout.components.map(|component| component.plane(width, height, divisor, layout.sampling));
+    let planes = layout.components.map(|component| component.plane((width, height), n_rows, divisor, layout.sampling));
     Ok(Some(Planes { width, height, planes: layout.read(info, divisor, planes)? }))
 }
 
@@ -126,7 +142,7 @@ impl Layout {
         is_usual.then_some(Self { components, sampling })
     }
 
-    /// Reads all rows into `planes`, which are empty.
+    /// Reads rows into `planes`, which are empty, until they are full.
     fn read(
         &self,
         info: &mut jpeg_decompress_struct,
@@ -151,7 +167,7 @@ impl Layout {
         // is as long as all blocks of its component at full size; there are as many as a unit has rows at full size.
         unsafe {
             jpeg_start_decompress(info);
-            while info.output_scanline < info.output_height {
+            while info.output_scanline < info.output_height && planes.iter().any(|plane| !plane.is_full()) {
                 if jpeg_read_raw_data(info, by_plane.as_mut_ptr(), max_lines) == 0 {
                     break;
                 }
@@ -165,7 +181,7 @@ impl Layout {
                 }
             }
         }
-        match planes.iter().find(|plane| plane.values.len() != plane.width * plane.height) {
+        match planes.iter().find(|plane| !plane.is_full()) {
             Some(plane) => Err(MediaError::Corrupt {
                 detail: format!("{} values decoded, {} x {} wanted", plane.values.len(), plane.width, plane.height),
             }),
@@ -186,12 +202,12 @@ impl Component {
         side
     }
 
-    /// Its plane, still without values, of a picture of `width` × `height`.
-    fn plane(self, width: usize, height: usize, divisor: usize, most: (usize, usize)) -> Plane {
+    /// Its plane, still without values, of the first `n_rows` rows of a picture of this width and height.
+    fn plane(self, of: (usize, usize), n_rows: usize, divisor: usize, most: (usize, usize)) -> Plane {
         let side = self.block_side(divisor, most);
         let step = |most: usize, own: usize| most * BLOCK / (own * side);
         let step = (step(most.0, self.sampling.0), step(most.1, self.sampling.1));
-        let (width, height) = (width.div_ceil(step.0), height.div_ceil(step.1));
+        let (width, height) = (of.0.div_ceil(step.0), n_rows.min(of.1).div_ceil(step.1));
         Plane { width, height, values: Vec::with_capacity(width * height), step }
     }
 }
@@ -221,6 +237,10 @@ mod tests {
         encoder.finish().unwrap()
     }
 
+    fn all(at_least: (usize, usize), n_rows: usize) -> Option<Needed> {
+        Some(Needed { at_least, n_rows })
+    }
+
     /// The value of `plane` at the middle of a pixel of the picture.
     fn at(plane: &Plane, x: usize, y: usize) -> f32 {
         f32::from(plane.values[y / plane.step.1 * plane.width + x / plane.step.0])
@@ -235,7 +255,7 @@ mod tests {
                 let (meta, picture) = read_image(&bytes, &limits).unwrap();
                 for divisor in [1, 2, 4, 8] {
                     let wanted = (width / divisor, height / divisor);
-                    let (of_planes, planes) = read_planes(&bytes, &limits, |_, _| Some(wanted)).unwrap().unwrap();
+                    let (of_planes, planes) = read_planes(&bytes, &limits, |_, h| all(wanted, h)).unwrap().unwrap();
                     assert_eq!(of_planes, meta);
                     assert_eq!((planes.width, planes.height), (width, height));
                     assert_eq!(planes.planes[0].step, (divisor, divisor));
@@ -258,25 +278,48 @@ mod tests {
     }
 
     #[test]
+    fn the_first_rows_are_those_of_the_whole_and_what_lies_below_is_not_decoded() {
+        let limits = MediaLimits::default();
+        for (h, v) in [(1, 1), (2, 2)] {
+            let mut bytes = coded(160, 96, h, v);
+            let read = |bytes: &[u8], n_rows, divisor| {
+                let wanted = Needed { at_least: (160 / divisor, 96 / divisor), n_rows };
+                read_planes(bytes, &limits, |_, _| Some(wanted)).map(|read| read.unwrap().1)
+            };
+            for (n_rows, divisor) in [(1, 1), (33, 1), (95, 2), (200, 1)] {
+                let (part, whole) = (read(&bytes, n_rows, divisor).unwrap(), read(&bytes, 96, divisor).unwrap());
+                for (part, whole) in part.planes.iter().zip(&whole.planes) {
+                    assert_eq!(part.height, n_rows.min(96).div_ceil(part.step.1));
+                    assert_eq!(part.values, whole.values[..part.width * part.height]);
+                }
+            }
+            // A marker that has no place there, in the last tenth of the scan.
+            let at = bytes.len() - bytes.len() / 10;
+            bytes[at..at + 2].copy_from_slice(&[0xFF, 0xD3]);
+            assert!(read(&bytes, 96, 1).is_err() && read(&bytes, 16, 1).is_ok());
+        }
+    }
+
+    #[test]
     fn pictures_without_planes_and_planes_that_nobody_wants_are_none() {
         let limits = MediaLimits::default();
         let bytes = coded(40, 30, 2, 2);
         assert_eq!(read_planes(&bytes, &limits, |_, _| None), Ok(None));
-        assert_eq!(read_planes(b"GIF89a", &limits, |w, h| Some((w, h))), Ok(None));
+        assert_eq!(read_planes(b"GIF89a", &limits, |w, h| all((w, h), h)), Ok(None));
         let mut grey = Compress::new(ColorSpace::JCS_GRAYSCALE);
         grey.set_size(16, 16);
         let mut grey = grey.start_compress(Vec::new()).unwrap();
         grey.write_scanlines(&[9; 256]).unwrap();
-        assert_eq!(read_planes(&grey.finish().unwrap(), &limits, |w, h| Some((w, h))), Ok(None));
+        assert_eq!(read_planes(&grey.finish().unwrap(), &limits, |w, h| all((w, h), h)), Ok(None));
         // Colours at a quarter of the resolution.
-        assert_eq!(read_planes(&coded(64, 32, 4, 1), &limits, |w, h| Some((w, h))), Ok(None));
+        assert_eq!(read_planes(&coded(64, 32, 4, 1), &limits, |w, h| all((w, h), h)), Ok(None));
     }
 
     #[test]
     fn planes_of_damaged_bytes_are_refused_as_pixels_are() {
         let limits = MediaLimits::default();
         let bytes = coded(160, 96, 2, 2);
-        let all = |w: usize, h: usize| Some((w / 8, h / 8));
+        let all = |w: usize, h: usize| all((w / 8, h / 8), h);
         for cut in (3..bytes.len()).step_by(7) {
             let (pixels, planes) = (read_image(&bytes[..cut], &limits), read_planes(&bytes[..cut], &limits, all));
             assert_eq!(pixels.unwrap_err().reason(), planes.unwrap_err().reason(), "{cut}");

@@ -156,6 +156,7 @@ fn check_task(
         views: Vec::new(),
         augment: raw.augment,
         working_side: raw.working_side,
+        decode: raw.decode,
     };
     for (view_idx, view) in raw.views.iter().enumerate() {
         let mut view = check_view(&raw, view_idx, view, patching, spectrogram)?;

@@ -2,7 +2,7 @@
 #![no_main]
 
 use imp_fuzz::{LIMITS, held};
-use imp_schemas::media::{read_image, read_planes};
+use imp_schemas::media::{Needed, read_image, read_planes};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
@@ -14,11 +14,16 @@ fuzz_target!(|bytes: &[u8]| {
         }
         // Every input at one scale, all scales over many inputs.
         let divisor = 1 << (bytes.len() % 4);
-        if let Ok(Some((meta, planes))) = read_planes(bytes, &LIMITS, |w, h| Some((w / divisor, h / divisor))) {
+        // And over many inputs, every share of the rows.
+        let n_sixteenths = bytes.len() % 17;
+        let needed = |w: usize, h: usize| {
+            Some(Needed { at_least: (w / divisor, h / divisor), n_rows: (h * n_sixteenths).div_ceil(16) })
+        };
+        if let Ok(Some((meta, planes))) = read_planes(bytes, &LIMITS, needed) {
             assert_eq!((meta.width, meta.height), (planes.width, planes.height));
             for plane in planes.planes {
                 assert_eq!(plane.values.len(), plane.width * plane.height);
-                assert!(plane.width * plane.step.0 >= meta.width && plane.height * plane.step.1 >= meta.height);
+                assert!(plane.width * plane.step.0 >= meta.width && plane.height * plane.step.1 * 16 >= meta.height * n_sixteenths);
             }
         }
     });
