@@ -7,6 +7,7 @@
 
 mod batches;
 mod decoded;
+mod explained;
 mod faults;
 mod shards;
 mod stores;

@@ -174,11 +174,13 @@ impl<'a> Corpus<'a> {
         columns.insert(column::TOKENS, Arc::new(tokens.finish()));
         columns.insert(column::LABEL_ID, Arc::new(rows.iter().map(|r| r.label).collect::<Int32Array>()));
         columns.insert(media_column(self.kind), Arc::new(media));
+        if self.kind != RecordKind::AudioText {
+            columns.insert(column::WIDTH, Arc::new(rows.iter().map(|r| Some(r.size.0)).collect::<Int32Array>()));
+            columns.insert(column::HEIGHT, Arc::new(rows.iter().map(|r| Some(r.size.1)).collect::<Int32Array>()));
+        }
         if self.kind == RecordKind::VideoText {
             columns
                 .insert(column::NUM_FRAMES, Arc::new(rows.iter().map(|r| Some(r.num_frames)).collect::<Int32Array>()));
-            columns.insert(column::WIDTH, Arc::new(rows.iter().map(|r| Some(r.size.0)).collect::<Int32Array>()));
-            columns.insert(column::HEIGHT, Arc::new(rows.iter().map(|r| Some(r.size.1)).collect::<Int32Array>()));
             columns.insert(column::FPS, Arc::new(rows.iter().map(|_| Some(FPS)).collect::<Float32Array>()));
             columns
                 .insert(column::HAS_AUDIO, Arc::new(rows.iter().map(|r| Some(r.has_audio)).collect::<BooleanArray>()));

@@ -282,7 +282,7 @@ mod tests {
         let limits = MediaLimits::default();
         for (h, v) in [(1, 1), (2, 2)] {
             let mut bytes = coded(160, 96, h, v);
-            let read = |bytes: &[u8], n_rows, divisor| {
+            let read = |bytes: &[u8], n_rows: usize, divisor: usize| {
                 let wanted = Needed { at_least: (160 / divisor, 96 / divisor), n_rows };
                 read_planes(bytes, &limits, |_, _| Some(wanted)).map(|read| read.unwrap().1)
             };
