@@ -22,6 +22,7 @@ use crate::corpora::Split;
 use crate::decode::image::reduced_size;
 use crate::decode::video::clip_frames;
 use crate::error::LoaderError;
+use crate::fetch::ShardRows;
 use crate::open;
 use crate::recipe::Recipe;
 
@@ -83,26 +84,24 @@ pub fn explain(store: &Store, mixture: &Mixture, step: u64) -> Result<ExplainedS
     let plan = opened.plan.batch_at(step);
     let recipe = &opened.recipes[plan.task_idx];
     let view = &recipe.views[plan.view_idx];
-    let mut rows: BTreeMap<(usize, usize, u64), Vec<usize>> = BTreeMap::new();
+    let mut shards: BTreeMap<(usize, usize), ShardRows> = BTreeMap::new();
     for (i, example) in plan.examples.iter().enumerate() {
         let split_idx = recipe.splits[example.corpus_idx as usize];
         let (shard_idx, row) = opened.splits[split_idx].locate(example.row);
-        rows.entry((split_idx, shard_idx, row)).or_default().push(i);
+        shards.entry((split_idx, shard_idx)).or_default().entry(row).or_default().push(i);
     }
     let mut examples: Vec<Option<ExplainedExample>> = vec![None; plan.examples.len()];
-    let places: Vec<(&(usize, usize, u64), &Vec<usize>)> = rows.iter().collect();
-    for of_shard in places.chunk_by(|a, b| (a.0.0, a.0.1) == (b.0.0, b.0.1)) {
-        let &(split_idx, shard_idx, _) = of_shard[0].0;
+    for ((split_idx, shard_idx), rows) in shards {
         let split = &opened.splits[split_idx];
-        let numbers: Vec<u64> = of_shard.iter().map(|((_, _, row), _)| *row).collect();
+        let numbers: Vec<u64> = rows.keys().copied().collect();
         let batch = split
             .reader(store, shard_idx)?
             .read(&numbers, columns(split.kind))
             .map_err(|source| LoaderError::Shard { corpus: split.corpus.clone(), source })?;
-        for (nth, ((_, _, row), wanted)) in of_shard.iter().enumerate() {
-            for &i in *wanted {
+        for (nth, (row, wanted)) in rows.into_iter().enumerate() {
+            for i in wanted {
                 let mut example = drawn(recipe, view.stride(), recipe.vision(view), &plan.examples[i], &batch, nth);
-                example.place(split, shard_idx, *row);
+                example.place(split, shard_idx, row);
                 examples[i] = Some(example);
             }
         }

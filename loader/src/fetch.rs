@@ -25,7 +25,7 @@ pub struct Fetcher {
 }
 
 /// Rows that must be read of one shard: row within it, and where in the batch it goes.
-type ShardRows = BTreeMap<u64, Vec<usize>>;
+pub type ShardRows = BTreeMap<u64, Vec<usize>>;
 
 impl Fetcher {
     /// The records of `examples`, in order.

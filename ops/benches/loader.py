@@ -35,7 +35,7 @@ path = "image/{images}-wds/*.tar"
 steps = 1
 checkpoint_every = 1
 model = {{ width = 64, depth = 1, heads = 4 }}
-schedule = {{ init_lr = 1e-5, peak_lr = 1e-3, end_lr = 1e-5, warmup_steps = 1, decay_steps = 1 }}
+schedule = {{ init_lr = 1e-5, peak_lr = 1e-3, end_lr = 1e-5, warmup_steps = 1, decay_steps = 2 }}
 [train.loader]
 decode_threads = {threads}
 decoded_cache_mib = 0
