@@ -1,8 +1,9 @@
 //! What any step trains on, past or future, without a batch being made.
 //!
-//! In: a store, a mixture, a step. Out: the step's examples by name: corpus, shard, row, key, and what was drawn for each.
-//! Never: a medium read, a step counted: it says what the plan says. A record that turns out not to decode is replaced when its
-//! batch is made, and stands in the run's metrics.
+//! In: a store, a mixture, a step. Out: the step's examples by name: corpus, shard, row, key, and the caption, crop, flip and
+//! frames that are drawn for each; colours, gain, shift and dropped tokens are drawn too, and not said.
+//! Never: a medium read, a step counted: it says what the plan says, by the newest snapshots. A record that has no sound, label or
+//! caption where the task wants one, or turns out not to decode, is replaced when its batch is made.
 
 use std::collections::BTreeMap;
 
@@ -136,7 +137,8 @@ fn drawn(
 ) -> ExplainedExample {
     let number = |name: &str| {
         let column = batch.column_by_name(name)?.as_primitive_opt::<Int32Type>()?.clone();
-        if column.is_valid(i) { usize::try_from(column.value(i)).ok() } else { None }
+        let value = if column.is_valid(i) { usize::try_from(column.value(i)).ok() } else { None };
+        value.filter(|&value| value > 0)
     };
     let draws = Draws::new(recipe.seed, recipe.task_idx, id);
     let mut example = ExplainedExample {
@@ -168,7 +170,7 @@ fn drawn(
         example.crop = Some(ExplainedCrop { left, top, width: across, height: down, of: (width, height) });
         example.flipped = augment.flip.then(|| draws.rng(Draw::Flip).chance(0.5));
     }
-    if let (Resolution::Video { frames, .. }, Some(n)) = (vision, number(column::NUM_FRAMES).filter(|&n| n > 0)) {
+    if let (Resolution::Video { frames, .. }, Some(n)) = (vision, number(column::NUM_FRAMES)) {
         example.frames = clip_frames(n, frames, stride, Some(&mut draws.rng(Draw::Start)));
     }
     example

@@ -45,9 +45,11 @@ pub enum Decode {
     /// Every pixel, to RGB, as Pillow, OpenCV and torchvision have it to the bit; then crop and resize.
     #[default]
     Full,
-    /// No more than the view needs: planes of brightness and colour at 1, 1/2, 1/4 or 1/8 of the size, cropped and resized before
-    /// they become RGB, and no row below the crop. Pixels differ from `full` by about a level on average, `ops/benches/README.md` says how much. Other
-    /// codecs, and JPEGs that are turned or not YCbCr, are decoded in full.
+    /// No more than the view needs: planes of brightness and colour at 1, 1/2, 1/4 or 1/8 of the size, and no row below the crop,
+    /// cropped and resized before they become RGB. With a working side, the whole of the picture at that side, which is then
+    /// cropped; without one nothing is kept in the cache. Pixels differ from `full` by about a level on average at the whole size,
+    /// two at a half; `ops/benches/README.md` says what is measured. Other codecs, and JPEGs that are turned or not YCbCr, are
+    /// decoded in full. Damage below a crop goes unseen.
     Scaled,
 }
 

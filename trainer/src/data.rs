@@ -50,14 +50,14 @@ pub fn measure(config: &TrainConfig, store: &Store, n_steps: u64, step: Duration
     let started = Instant::now();
     let mut tasks: BTreeMap<String, TaskBatches> = BTreeMap::new();
     for _ in 0..n_steps {
+        if !step.is_zero() {
+            std::thread::sleep(step);
+        }
         let batch = loader.next()?;
         let task = tasks.entry(config.mixture.tasks()[batch.task_idx].name().to_owned()).or_default();
         task.n_steps += 1;
         task.n_examples += batch.n() as u64;
         task.n_bytes += batch.n_bytes() as u64;
-        if !step.is_zero() {
-            std::thread::sleep(step);
-        }
     }
     let seconds = started.elapsed().as_secs_f64();
     let stats = loader.stats();
@@ -80,6 +80,9 @@ pub fn measure(config: &TrainConfig, store: &Store, n_steps: u64, step: Duration
     })
 }
 
+/// A stage that works less of its time than this is held up by something else.
+const LEAST_BUSY: f64 = 0.7;
+
 fn advice(bound: Bound, stages: &Stages, config: &TrainConfig) -> Vec<String> {
     let loader = &config.loader;
     let mut advice = Vec::new();
@@ -87,6 +90,11 @@ fn advice(bound: Bound, stages: &Stages, config: &TrainConfig) -> Vec<String> {
         Bound::Trainer => advice.push(format!(
             "the trainer hardly waits, and the loader could be {:.1} times as fast: leave it as it is",
             stages.headroom()
+        )),
+        Bound::Decode | Bound::Storage if stages.headroom() > 1.0 / LEAST_BUSY => advice.push(format!(
+            "no stage is busy: too little is under way at a time; raise `train.loader.max_buffered_mib` ({}) or \
+             `train.loader.prefetch_batches` ({})",
+            loader.max_buffered_mib, loader.prefetch_batches
         )),
         Bound::Decode => {
             let n_cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
@@ -97,7 +105,8 @@ fn advice(bound: Bound, stages: &Stages, config: &TrainConfig) -> Vec<String> {
                 ));
             } else {
                 advice.push(
-                    "every core decodes: ingest with a smaller `reencode` side, set a task's `working_side` and let \
+                    "every core decodes: set a task's `decode = \"scaled\"`, ingest with a smaller `reencode` side, or \
+                     set a task's `working_side` and let \
                      `train.loader.decoded_cache_mib` hold the working copies, or use more machines"
                         .to_owned(),
                 );
@@ -109,7 +118,11 @@ fn advice(bound: Bound, stages: &Stages, config: &TrainConfig) -> Vec<String> {
             loader.max_buffered_mib
         )),
         Bound::Assembly => {
-            advice.push("one thread puts batches together and is busy all the time: make batches smaller".to_owned());
+            advice.push(
+                "one thread puts batches together and finds stand-ins for records that make no example, and is busy all the \
+                 time: look at `substituted` and `n_without_sound` of `--json`"
+                    .to_owned(),
+            );
         }
     }
     advice

@@ -44,7 +44,7 @@ enum Command {
         #[command(flatten)]
         place: Place,
         /// Batches to take after the first.
-        #[arg(long, value_name = "N", default_value_t = 200)]
+        #[arg(long, value_name = "N", default_value_t = 200, value_parser = clap::value_parser!(u64).range(1..))]
         steps: u64,
         /// Milliseconds that the trainer takes for a step.
         #[arg(long, value_name = "MS", default_value_t = 0)]
@@ -56,7 +56,7 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Say which records a step trains on, past or future, and what is drawn for each.
+    /// Say which records a step trains on, past or future, and their captions, crops, flips and frames, by the newest snapshots.
     Explain {
         #[command(flatten)]
         place: Place,

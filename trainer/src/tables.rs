@@ -109,10 +109,9 @@ pub fn of_step(explained: &ExplainedStep) -> String {
             let (width, height) = crop.of;
             format!("{}x{}+{}+{} of {width}x{height}", crop.width, crop.height, crop.left, crop.top)
         });
-        let frames = match example.frames[..] {
-            [] => String::new(),
-            [first, .., last] => format!("{first} to {last}"),
-            [one] => one.to_string(),
+        let frames = match (example.frames.iter().min(), example.frames.iter().max()) {
+            (Some(first), Some(last)) => format!("{first} to {last}"),
+            _ => String::new(),
         };
         let flag = |flipped| if flipped { "yes" } else { "no" };
         table.add_row([

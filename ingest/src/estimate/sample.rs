@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use imp_schemas::manifest::ShardEntry;
+use imp_schemas::shard::shard_key;
 use imp_schemas::store::Store;
 
 use super::requests::Cut;
@@ -238,7 +239,7 @@ fn cut_of(records: &[Planned]) -> SplitCut {
     cut
 }
 
-/// Records of the sample in shards that never leave this machine: the first record alone, the others as a run would pack them. What
+/// Records of the sample in shards that never leave this machine: the first record alone, the others in shards of the config's size. What
 /// the first two shards differ in is what rows take, the rest is what a shard takes whatever its rows.
 struct Packed {
     first: Option<OpenShard>,
@@ -287,11 +288,14 @@ impl Packed {
         Ok(())
     }
 
-    /// Bytes beside its media, and the entry.
+    /// Bytes beside its media, and the entry. It is stored for what that takes of memory, and then removed: a run needs the disk
+    /// of one shard, and so does a plan.
     fn store(&self, shard: OpenShard) -> Result<(f64, ShardEntry), IngestError> {
         let sealed = shard.seal()?;
         let n_bytes = sealed.n_bytes_beside_media() as f64;
-        Ok((n_bytes, sealed.store(&self.store)?.entry))
+        let entry = sealed.store(&self.store)?.entry;
+        self.store.delete(&shard_key(&self.head.corpus, &entry.digest))?;
+        Ok((n_bytes, entry))
     }
 
     /// What a row takes beside its medium, a shard without rows, and a shard's entry.

@@ -2,7 +2,7 @@
 //! whoever makes a picture smaller, half of the values, no conversion, and no pixel that is thrown away again.
 //!
 //! In: the bytes of a JPEG. Out: planes, if the picture has them: upright YCbCr, its colours at full or half resolution.
-//! Never: a picture that [`super::read_image`] would refuse, read here: what is decoded less of is pixels, not bits.
+//! Never: a picture that [`super::read_image`] would refuse, read here as a whole: a smaller scale decodes fewer pixels, not bits.
 
 use std::ptr;
 
@@ -54,7 +54,8 @@ pub struct Planes {
 pub struct Needed {
     /// How small it may come, pixels across and down: it comes at 1, 1/2, 1/4 or 1/8 of its size.
     pub at_least: (usize, usize),
-    /// Rows of the picture from the top; what lies below them is not decoded, damaged or not.
+    /// Rows of the picture from the top. What lies below them is not decoded, unless the picture is progressive, and damage there
+    /// is no error.
     pub n_rows: usize,
 }
 
@@ -64,7 +65,7 @@ pub struct Needed {
 /// `None` if they are not wanted, or there are none: no JPEG, not upright, not YCbCr, or colours at a quarter of the resolution.
 ///
 /// # Errors
-/// As [`super::read_image`].
+/// As [`super::read_image`], of the rows that are needed.
 pub fn read_planes(
     bytes: &[u8],
     limits: &MediaLimits,
