@@ -22,6 +22,7 @@ use parquet::file::metadata::{PageIndexPolicy, ParquetMetaData, ParquetMetaDataP
 use crate::manifest::{ShardEntry, SideTableEntry};
 use crate::parquet_claims::{check_footer, check_offset_index, chunk_range, count_values, footer_at_end, guarded};
 use crate::shard::{Digest, shard_key, side_table_key};
+use crate::store::ranges::{merged, requests};
 use crate::store::{Store, StoreError};
 
 /// Bytes of length and magic at the end of every Parquet file.
@@ -157,12 +158,7 @@ impl ShardReader {
     /// # Errors
     /// A row or column that is not there, a fault of the store, or pages that do not decode; each names its place.
     pub fn read(&self, rows: &[u64], columns: &[&str]) -> Result<RecordBatch, ShardReadError> {
-        if let Some(&row) = rows.last().filter(|&&row| row >= self.n_rows()) {
-            return Err(ShardReadError::Rows { shard: self.key.clone(), row, n_rows: self.n_rows() });
-        }
-        if let Some(pair) = rows.windows(2).find(|pair| pair[0] >= pair[1]) {
-            return Err(ShardReadError::Rows { shard: self.key.clone(), row: pair[1], n_rows: self.n_rows() });
-        }
+        self.check_rows(rows)?;
         let batches = self.read_selected(&self.select(rows), columns, rows.len().max(1))?;
         let Some(first) = batches.first().filter(|_| !rows.is_empty()) else {
             let Some(&row) = rows.first() else { return Ok(RecordBatch::new_empty(self.projected(columns)?)) };
@@ -177,6 +173,21 @@ impl ShardReader {
             return Err(ShardReadError::LostRows { shard: self.key.clone(), row_group, found, wanted });
         }
         Ok(together)
+    }
+
+    /// The requests with which [`ShardReader::read`] gets the same rows and columns from a remote store, as byte ranges of the
+    /// shard; nothing is read.
+    ///
+    /// # Errors
+    /// As [`ShardReader::read`], but for what only reading shows.
+    pub fn requests(&self, rows: &[u64], columns: &[&str]) -> Result<Vec<Range<u64>>, ShardReadError> {
+        self.check_rows(rows)?;
+        let Some(&first) = rows.first() else { return Ok(Vec::new()) };
+        let row_group = self.row_group_of(first);
+        let planned = || self.planned(&self.select(rows), row_group, columns, rows.len());
+        let (_, planned) = guarded(|| Ok(planned()))
+            .unwrap_or_else(|panic| Err(self.decode_error(row_group, self.row_group_range(row_group), panic)))?;
+        Ok(requests(&planned))
     }
 
     /// Every row of `columns`, row group after row group, in batches of about 64 MiB at most.
@@ -231,15 +242,7 @@ impl ShardReader {
         columns: &[&str],
         batch_size: usize,
     ) -> Result<Vec<RecordBatch>, ShardReadError> {
-        let failed = |source| self.decode_error(first_group, 0..self.n_bytes, source);
-        let mut decoder = ParquetPushDecoderBuilder::new_with_metadata(self.metadata.clone())
-            .with_projection(self.projection(columns)?)
-            .with_batch_size(batch_size)
-            .with_row_selection_policy(RowSelectionPolicy::Selectors)
-            .with_row_group_selections(selected.to_vec())
-            .build()
-            .map_err(failed)?;
-        let planned: Vec<Range<u64>> = decoder.scan_plan().map(|planned| planned.range).collect();
+        let (mut decoder, planned) = self.planned(selected, first_group, columns, batch_size)?;
         self.fetch_into(&mut decoder, first_group, &planned)?;
         let mut batches = Vec::new();
         loop {
@@ -254,6 +257,25 @@ impl ShardReader {
         }
     }
 
+    /// A decoder of the selected rows, and the ranges that it will ask for.
+    fn planned(
+        &self,
+        selected: &[RowGroupSelection],
+        first_group: usize,
+        columns: &[&str],
+        batch_size: usize,
+    ) -> Result<(ParquetPushDecoder, Vec<Range<u64>>), ShardReadError> {
+        let decoder = ParquetPushDecoderBuilder::new_with_metadata(self.metadata.clone())
+            .with_projection(self.projection(columns)?)
+            .with_batch_size(batch_size)
+            .with_row_selection_policy(RowSelectionPolicy::Selectors)
+            .with_row_group_selections(selected.to_vec())
+            .build()
+            .map_err(|source| self.decode_error(first_group, 0..self.n_bytes, source))?;
+        let planned = decoder.scan_plan().map(|planned| planned.range).collect();
+        Ok((decoder, planned))
+    }
+
     fn fetch_into(
         &self,
         decoder: &mut ParquetPushDecoder,
@@ -263,7 +285,8 @@ impl ShardReader {
         if ranges.is_empty() {
             return Ok(());
         }
-        let together = merged(ranges.to_vec());
+        // Touching ranges are one: a request of the decoder for a whole column chunk then lies in one buffer.
+        let together = merged(ranges);
         let whole = together[0].start..together[together.len() - 1].end;
         let bytes = self.store.get_ranges(&self.key, &together).map_err(|source| {
             let range = whole.clone();
@@ -278,6 +301,15 @@ impl ShardReader {
             }
         }
         decoder.push_ranges(together, bytes).map_err(|source| self.decode_error(row_group, whole, source))
+    }
+
+    fn check_rows(&self, rows: &[u64]) -> Result<(), ShardReadError> {
+        let n_rows = self.n_rows();
+        let not_rising = rows.windows(2).find(|pair| pair[0] >= pair[1]).map(|pair| pair[1]);
+        match rows.last().copied().filter(|&row| row >= n_rows).or(not_rising) {
+            Some(row) => Err(ShardReadError::Rows { shard: self.key.clone(), row, n_rows }),
+            None => Ok(()),
+        }
     }
 
     /// Rows as runs of each row group.
@@ -338,19 +370,6 @@ impl ShardReader {
     fn decode_error(&self, row_group: usize, range: Range<u64>, source: ParquetError) -> ShardReadError {
         ShardReadError::Decode { shard: self.key.clone(), row_group, range, source }
     }
-}
-
-/// Touching and overlapping ranges as one, rising: a request for a whole column chunk then lies in one buffer.
-fn merged(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
-    ranges.sort_by_key(|r| (r.start, r.end));
-    let mut merged: Vec<Range<u64>> = Vec::new();
-    for range in ranges {
-        match merged.last_mut() {
-            Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
-            _ => merged.push(range),
-        }
-    }
-    merged
 }
 
 fn parse_footer(n_bytes: u64, range: Range<u64>, bytes: Bytes) -> Result<ParquetMetaData, ParquetError> {

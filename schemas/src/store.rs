@@ -4,6 +4,8 @@
 //! place, S3 puts are atomic), an overwrite of something else's object, async code at the caller.
 //! Credentials, endpoint and region of S3 come from the usual `AWS_*` variables, which object_store reads.
 
+pub mod ranges;
+
 use std::future::Future;
 use std::io::{Read, Seek, Write};
 use std::ops::Range;
