@@ -99,42 +99,60 @@ fn read_frames_here(
     take: &mut dyn FnMut(usize, Picture),
 ) -> Result<(), MediaError> {
     let clip = open(bytes, limits)?;
-    let mut shown: Vec<usize> = (0..clip.units.len()).collect();
-    shown.sort_by_key(|&unit_idx| (clip.units[unit_idx].pts_us, unit_idx));
-    let mut frame_of_unit = BTreeMap::new();
-    for &frame_idx in wanted {
-        let past = || MediaError::Truncated { detail: format!("frame {frame_idx} of a clip of {}", clip.units.len()) };
-        frame_of_unit.insert(*shown.get(frame_idx).ok_or_else(past)?, frame_idx);
-    }
-    let (Some((&first, _)), Some((&last, _))) = (frame_of_unit.first_key_value(), frame_of_unit.last_key_value())
-    else {
-        return Ok(());
-    };
-    let start = clip.units[..=first].iter().rposition(|u| u.starts).unwrap_or(0);
-    let mut decoder = ClipDecoder::new(&clip, limits);
+    let needed = clip.needed(wanted)?;
+    // Both decoders give the same frames to the bit; libav's is the faster one.
+    #[cfg(feature = "ffmpeg")]
+    return super::ffmpeg::read_units(&clip, &needed, wanted, limits, take);
+    #[cfg(not(feature = "ffmpeg"))]
+    read_units(&clip, &needed, wanted, limits, take)
+}
+
+/// By the decoder in Rust: it gives a frame for each unit, so those that are shown later than they are decoded are kept.
+#[cfg_attr(all(feature = "ffmpeg", not(test)), expect(dead_code, reason = "libav's decoder is the faster one"))]
+fn read_units(
+    clip: &Clip<'_>,
+    needed: &[Needed],
+    wanted: &[usize],
+    limits: &MediaLimits,
+    take: &mut dyn FnMut(usize, Picture),
+) -> Result<(), MediaError> {
+    let mut decoder = ClipDecoder::new(clip, limits);
     let mut rest = wanted;
     // Frames that were decoded before one that is shown earlier; never more than the stream reorders, 16.
     let mut early: BTreeMap<usize, Picture> = BTreeMap::new();
-    for unit_idx in start..=last {
-        let Some(&frame_idx) = frame_of_unit.get(&unit_idx) else {
-            if !clip.is_disposable(unit_idx)? {
-                decoder.decode(unit_idx)?;
-            }
+    for &Needed { unit_idx, frame_idx, is_wanted } in needed {
+        let yuv = decoder.decode(unit_idx)?;
+        if !is_wanted {
             continue;
-        };
-        early.insert(frame_idx, picture(&decoder.decode(unit_idx)?, &clip)?);
-        while let Some((&next, after)) = rest.split_first()
+        }
+        early.insert(frame_idx, picture(&yuv, clip)?);
+        while let Some(&next) = rest.first()
             && let Some(picture) = early.remove(&next)
         {
-            rest = after;
-            for &same in rest.iter().take_while(|&&i| i == next) {
-                take(same, picture.clone());
-                rest = &rest[1..];
-            }
-            take(next, picture);
+            rest = hand_over(rest, picture, take);
         }
     }
     Ok(())
+}
+
+/// Hands `picture` to `take` as often as the first index of `rest` stands there; gives what is left of `rest`.
+pub(super) fn hand_over<'a>(rest: &'a [usize], picture: Picture, take: &mut dyn FnMut(usize, Picture)) -> &'a [usize] {
+    let Some(&next) = rest.first() else { return rest };
+    let n_same = rest.iter().take_while(|&&i| i == next).count();
+    for _ in 1..n_same {
+        take(next, picture.clone());
+    }
+    take(next, picture);
+    &rest[n_same..]
+}
+
+/// A unit that must be decoded for the frames that are wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Needed {
+    pub unit_idx: usize,
+    /// In presentation order.
+    pub frame_idx: usize,
+    pub is_wanted: bool,
 }
 
 /// One access unit, in decoding order.
@@ -239,7 +257,7 @@ fn codec_name(fourcc: &[u8; 4]) -> String {
     }
 }
 
-fn check_size(width: u64, height: u64, limits: &MediaLimits) -> Result<(), MediaError> {
+pub(super) fn check_size(width: u64, height: u64, limits: &MediaLimits) -> Result<(), MediaError> {
     let found = width * height;
     if found > limits.max_pixels {
         return Err(MediaError::TooLarge { what: "pixels of a frame", found, limit: limits.max_pixels });
@@ -262,6 +280,32 @@ fn check_params(params: &StreamParams, limits: &MediaLimits) -> Result<(), Media
 }
 
 impl Clip<'_> {
+    /// What of the clip must be decoded for the frames `wanted`, in decoding order: from the last place before them where decoding
+    /// may start, and no frame that only shows itself.
+    fn needed(&self, wanted: &[usize]) -> Result<Vec<Needed>, MediaError> {
+        let mut shown: Vec<usize> = (0..self.units.len()).collect();
+        shown.sort_by_key(|&unit_idx| (self.units[unit_idx].pts_us, unit_idx));
+        let mut frame_of_unit = vec![0; shown.len()];
+        shown.iter().enumerate().for_each(|(frame_idx, &unit_idx)| frame_of_unit[unit_idx] = frame_idx);
+        let mut wanted_units = Vec::with_capacity(wanted.len());
+        for &frame_idx in wanted {
+            let past =
+                || MediaError::Truncated { detail: format!("frame {frame_idx} of a clip of {}", self.units.len()) };
+            wanted_units.push(*shown.get(frame_idx).ok_or_else(past)?);
+        }
+        wanted_units.sort_unstable();
+        let (Some(&first), Some(&last)) = (wanted_units.first(), wanted_units.last()) else { return Ok(Vec::new()) };
+        let start = self.units[..=first].iter().rposition(|u| u.starts).unwrap_or(0);
+        let mut needed = Vec::new();
+        for unit_idx in start..=last {
+            let is_wanted = wanted_units.binary_search(&unit_idx).is_ok();
+            if is_wanted || !self.is_disposable(unit_idx)? {
+                needed.push(Needed { unit_idx, frame_idx: frame_of_unit[unit_idx], is_wanted });
+            }
+        }
+        Ok(needed)
+    }
+
     /// Whether no other frame is decoded from this one: most B-frames, half of many streams.
     fn is_disposable(&self, unit_idx: usize) -> Result<bool, MediaError> {
         let parts = h264::units(&self.units[unit_idx].bytes, self.config.length_size)?;

@@ -306,6 +306,21 @@ impl Packet {
         unsafe { self.0.as_ref() }
     }
 
+    /// Holds a copy of `bytes`, to be shown at `pts`.
+    pub(super) fn fill(&mut self, bytes: &[u8], pts: i64) -> Result<(), MediaError> {
+        let size = c_int::try_from(bytes.len()).map_err(|_| corrupt("a packet of more than 2 GiB"))?;
+        // SAFETY: what the packet held is released; on success its data are `size` bytes of its own.
+        unsafe {
+            ffi::av_packet_unref(self.0.as_ptr());
+            checked(ffi::av_new_packet(self.0.as_ptr(), size), "memory for a packet")?;
+            let packet = self.0.as_mut();
+            ptr::copy_nonoverlapping(bytes.as_ptr(), packet.data, bytes.len());
+            packet.pts = pts;
+            packet.dts = ffi::AV_NOPTS_VALUE;
+        }
+        Ok(())
+    }
+
     /// Ticks; `None` where the container does not say.
     pub(super) fn pts(&self) -> Option<i64> {
         Some(self.get().pts).filter(|pts| *pts != ffi::AV_NOPTS_VALUE)
@@ -372,13 +387,51 @@ impl Codec {
             let codec = Self(context.ok_or_else(|| corrupt("libav got no memory"))?);
             let context = codec.0.as_ptr();
             checked(ffi::avcodec_parameters_to_context(context, params), &format!("{name}, its parameters"))?;
-            (*context).thread_count = 1;
             (*context).pkt_timebase = (*stream).time_base;
+            Self::hold_to(context, limits);
+            checked(ffi::avcodec_open2(context, decoder, ptr::null_mut()), &format!("{name}, its parameters"))?;
+            Ok(codec)
+        }
+    }
+
+    /// For a stream whose units come with start codes, and `header` its parameter sets.
+    pub(super) fn h264(header: &[u8], limits: &MediaLimits) -> Result<Self, MediaError> {
+        const PLACE: &str = "h264, its parameters";
+        let no_memory = || corrupt("libav got no memory");
+        // SAFETY: the context is checked before it is used and frees its extra data; those are padded with zeros, as libav wants.
+        unsafe {
+            let decoder = ffi::avcodec_find_decoder(ffi::AVCodecID::AV_CODEC_ID_H264);
+            if decoder.is_null() {
+                return Err(MediaError::UnsupportedCodec {
+                    codec: "h264".to_owned(),
+                    remedy: "the system's libav has no decoder for it: build without `--features ffmpeg`",
+                });
+            }
+            let codec = Self(NonNull::new(ffi::avcodec_alloc_context3(decoder)).ok_or_else(no_memory)?);
+            let context = codec.0.as_ptr();
+            let padding = ffi::AV_INPUT_BUFFER_PADDING_SIZE as usize;
+            let extra = ffi::av_mallocz(header.len() + padding).cast::<u8>();
+            let extra = NonNull::new(extra).ok_or_else(no_memory)?.as_ptr();
+            ptr::copy_nonoverlapping(header.as_ptr(), extra, header.len());
+            (*context).extradata = extra;
+            (*context).extradata_size = c_int::try_from(header.len()).map_err(|e| corrupt(e.to_string()))?;
+            Self::hold_to(context, limits);
+            checked(ffi::avcodec_open2(context, decoder, ptr::null_mut()), PLACE)?;
+            Ok(codec)
+        }
+    }
+
+    /// One thread, no more pixels than allowed, and damage an error.
+    ///
+    /// # Safety
+    /// `context` is one that was made and not opened.
+    unsafe fn hold_to(context: *mut ffi::AVCodecContext, limits: &MediaLimits) {
+        // SAFETY: as the caller says.
+        unsafe {
+            (*context).thread_count = 1;
             (*context).max_pixels = i64::try_from(limits.max_pixels).unwrap_or(i64::MAX);
             (*context).err_recognition =
                 ffi::AV_EF_CRCCHECK | ffi::AV_EF_BITSTREAM | ffi::AV_EF_BUFFER | ffi::AV_EF_EXPLODE;
-            checked(ffi::avcodec_open2(context, decoder, ptr::null_mut()), &format!("{name}, its parameters"))?;
-            Ok(codec)
         }
     }
 
