@@ -15,6 +15,7 @@ use crate::decode::{Example, Workbench};
 use crate::error::{ContentFault, LoaderError};
 use crate::pipeline::{Decoded, Fault, Ready, Shared, Work};
 use crate::plan::{Plan, StepPlan};
+use crate::pool::Pool;
 use crate::recipe::Recipe;
 use crate::record::Record;
 use crate::stats::{Clock, Substituted};
@@ -28,7 +29,7 @@ pub struct Assembler<'a> {
 }
 
 enum Pending {
-    Partly { work: Arc<Work>, results: Vec<Option<Result<Example, Fault>>> },
+    Partly { work: Arc<Work>, results: Vec<Option<Result<Example, (Record, Fault)>>> },
     Failed(LoaderError),
 }
 
@@ -64,7 +65,7 @@ impl<'a> Assembler<'a> {
                 self.pending.insert(seq, Pending::Failed(error));
             }
             Decoded::One { work, i, result } => {
-                let n = work.records.len();
+                let n = work.plan.examples.len();
                 let fresh = || Pending::Partly { work: Arc::clone(&work), results: (0..n).map(|_| None).collect() };
                 if let Pending::Partly { results, .. } = self.pending.entry(work.seq).or_insert_with(fresh) {
                     results[i] = Some(result);
@@ -89,36 +90,40 @@ impl<'a> Assembler<'a> {
         };
         let plan = &work.plan;
         let mut made = Vec::with_capacity(results.len());
-        // Substitutes come from beyond the batch, so that no example stands in it twice.
-        let mut next_k = plan.first + plan.examples.len() as u64;
-        for ((id, record), result) in plan.examples.iter().zip(&work.records).zip(results.into_iter().flatten()) {
+        let places = plan.offset..;
+        for ((id, result), at) in plan.examples.iter().zip(results.into_iter().flatten()).zip(places) {
             match (result, &self.shared.plan) {
                 (Ok(example), _) => made.push((*id, example)),
-                (Err(fault), Some(order)) => made.push(self.substitute(order, plan, record, fault, &mut next_k)?),
-                (Err(fault), None) => self.leave_out(record, fault)?,
+                (Err((record, fault)), Some(order)) => made.push(self.substitute(order, plan, &record, fault, at)?),
+                (Err((record, fault)), None) => self.leave_out(&record, fault)?,
             }
         }
         let recipe = &self.shared.recipes[plan.task_idx];
-        let batch = assemble(plan, recipe, &made);
-        let metas = made.into_iter().map(|(_, example)| example.meta).collect();
+        let batch = assemble(plan, recipe, &made, &self.shared.pools.batches);
+        let mut metas = Vec::with_capacity(made.len());
+        for (_, example) in made {
+            metas.push(example.meta);
+            example.pixels.into_iter().for_each(|pixels| self.shared.pools.examples.give(pixels));
+        }
         let permit = work.permit.lock().unwrap_or_else(PoisonError::into_inner).take();
         Ok(Ready { batch, metas, permit })
     }
 
-    /// The first example from `next_k` on whose content can make one.
+    /// The example at place `at` of the bucket's next batch, or of the one after it, whose content can make one. Each place has
+    /// stand-ins of its own, beyond the batch: no rank needs to know what another one left out, and none stands in twice.
     fn substitute(
         &mut self,
         order: &Plan,
         plan: &StepPlan,
         record: &Record,
         fault: Fault,
-        next_k: &mut u64,
+        at: u64,
     ) -> Result<(ExampleId, Example), LoaderError> {
         let mut reason = self.count(record, fault)?;
-        let n_rows = order.n_rows(plan.task_idx);
-        for _ in 0..n_rows {
-            let id = order.example_at(plan.task_idx, *next_k);
-            *next_k += 1;
+        let n_rows = order.n_rows(plan.task_idx, plan.bucket_idx);
+        for nth in 1..=n_rows {
+            let k = plan.first + nth * plan.n_global + at;
+            let id = order.example_at(plan.task_idx, plan.bucket_idx, k);
             let recipe = &self.shared.recipes[plan.task_idx];
             for record in self.shared.fetcher.fetch(recipe, &[id])? {
                 match self.shared.decode(&mut self.bench, plan, &id, &record) {
@@ -171,11 +176,16 @@ impl<'a> Assembler<'a> {
 }
 
 /// The batch of `plan`; `made` stands in the order of examples and each says which record it was made from.
-fn assemble(plan: &StepPlan, recipe: &Recipe, made: &[(ExampleId, Example)]) -> Batch {
+fn assemble(plan: &StepPlan, recipe: &Recipe, made: &[(ExampleId, Example)], pool: &Pool) -> Batch {
     let view = &recipe.views[plan.view_idx];
     let vision = recipe.vision(view).map(|resolution| VisionBatch {
         resolution,
-        pixels: joined(made, |e| e.pixels.as_deref()),
+        pixels: {
+            let parts = || made.iter().filter_map(|(_, example)| example.pixels.as_deref());
+            let mut pixels = pool.take_empty(parts().map(<[u8]>::len).sum());
+            parts().for_each(|part| pixels.extend_from_slice(part));
+            pixels
+        },
         kept: kept(made, |e| e.kept_vision.as_deref()),
     });
     let audio = recipe.audio(view).map(|resolution| AudioBatch {

@@ -71,10 +71,11 @@ pub fn centre_box(width: usize, height: usize, view_width: usize, view_height: u
     centred(width, height, view_width as f64 / view_height as f64)
 }
 
-/// A random part of a picture: area and shape by `augment`, anywhere. Ten tries; then the largest centred part whose shape is
-/// within bounds.
-pub fn random_box(rng: &mut Rng, width: usize, height: usize, augment: &Augment) -> CropBox {
-    let [least, greatest] = augment.crop_aspect;
+/// A random part of a picture for a view of `view` (width, height): area and shape by `augment`, anywhere. Ten tries; then the
+/// largest centred part whose shape is within bounds.
+pub fn random_box(rng: &mut Rng, width: usize, height: usize, view: (usize, usize), augment: &Augment) -> CropBox {
+    let shape = view.0 as f64 / view.1 as f64;
+    let [least, greatest] = augment.crop_aspect.map(|aspect| aspect * shape);
     for _ in 0..10 {
         let area = rng.between(augment.crop_area[0], augment.crop_area[1]) * (width * height) as f64;
         let aspect = rng.between(least.ln(), greatest.ln()).exp();
@@ -184,7 +185,7 @@ mod tests {
             low in 0.05f64..1.0, wide in 1.0f64..4.0,
         ) {
             let augment = Augment { crop_area: [low, 1.0], crop_aspect: [1.0 / wide, wide], ..Augment::default() };
-            for b in [random_box(&mut rng(seed), width, height, &augment), centre_box(width, height, 64, 48)] {
+            for b in [random_box(&mut rng(seed), width, height, (48, 64), &augment), centre_box(width, height, 64, 48)] {
                 prop_assert!(b.width >= 1 && b.height >= 1 && b.left + b.width <= width && b.top + b.height <= height);
             }
         }
@@ -210,8 +211,10 @@ mod tests {
     #[test]
     fn default_settings_are_a_centre_crop() {
         let want = CropBox { left: 84, top: 0, width: 333, height: 333 };
-        assert_eq!(random_box(&mut rng(1), 500, 333, &Augment::default()), CropBox { left: 83, ..want });
+        assert_eq!(random_box(&mut rng(1), 500, 333, (64, 64), &Augment::default()), CropBox { left: 83, ..want });
         assert_eq!(centre_box(500, 333, 64, 64), CropBox { left: 83, ..want });
+        let wide = random_box(&mut rng(1), 100, 100, (64, 32), &Augment::default());
+        assert_eq!((wide.width, wide.height), (100, 50), "things keep their shape");
         assert_eq!(centre_box(100, 100, 64, 32), CropBox { left: 0, top: 25, width: 100, height: 50 });
     }
 
@@ -219,7 +222,7 @@ mod tests {
     fn areas_and_shapes_stay_within_bounds() {
         let augment = Augment { crop_area: [0.3, 0.6], crop_aspect: [0.8, 1.25], ..Augment::default() };
         for seed in 0..500 {
-            let b = random_box(&mut rng(seed), 400, 300, &augment);
+            let b = random_box(&mut rng(seed), 400, 300, (16, 16), &augment);
             let (area, aspect) = ((b.width * b.height) as f64 / 120_000.0, b.width as f64 / b.height as f64);
             // Sides are rounded to whole pixels.
             assert!((0.295..0.605).contains(&area) && (0.79..1.26).contains(&aspect), "{b:?}");

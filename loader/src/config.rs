@@ -8,6 +8,8 @@ use crate::error::LoaderError;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LoaderSettings {
+    /// Reads of shards that wait for the store side by side: more hide a longer latency.
+    pub fetch_threads: usize,
     /// Threads that decode, crop and resize.
     pub decode_threads: usize,
     /// Finished batches that wait for the trainer.
@@ -16,13 +18,28 @@ pub struct LoaderSettings {
     pub max_buffered_mib: usize,
     /// Decoded working copies kept from epoch to epoch, MiB; 0 keeps none.
     pub decoded_cache_mib: usize,
-    /// Records that may turn out not to decode before the run stops.
+    /// Records of one corpus that may turn out not to decode before the run stops.
     pub max_substituted: u64,
+}
+
+/// Which part of every batch is wanted: ranks cut the global batch, so what a step trains on does not depend on their number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rank {
+    /// From 0.
+    pub rank: usize,
+    /// Number of ranks.
+    pub of: usize,
+}
+
+impl Rank {
+    /// The one rank of a run without others.
+    pub const ALONE: Self = Self { rank: 0, of: 1 };
 }
 
 impl Default for LoaderSettings {
     fn default() -> Self {
         Self {
+            fetch_threads: 16,
             decode_threads: 2,
             prefetch_batches: 4,
             max_buffered_mib: 512,
@@ -40,6 +57,7 @@ impl LoaderSettings {
             let error = || LoaderError::Setting { key, found: found.to_string(), rule };
             if (low..=high).contains(&found) { Ok(()) } else { Err(error()) }
         };
+        within("fetch_threads", self.fetch_threads, 1, 1024, "between 1 and 1024")?;
         within("decode_threads", self.decode_threads, 1, 1024, "between 1 and 1024")?;
         within("prefetch_batches", self.prefetch_batches, 1, 4096, "between 1 and 4096")?;
         within("max_buffered_mib", self.max_buffered_mib, 1, 1 << 24, "between 1 and 16777216")?;

@@ -3,16 +3,23 @@
 //! In: snapshots. Out: which shard and row a row of a split is, and an open reader of that shard. Never: a footer read twice,
 //! a row that the snapshot hides.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use arrow::array::AsArray;
+use arrow::datatypes::Int32Type;
 use imp_schemas::manifest::ShardEntry;
 use imp_schemas::modality::RecordKind;
+use imp_schemas::record::column;
 use imp_schemas::shard::shard_key;
 use imp_schemas::shard_reader::ShardReader;
 use imp_schemas::store::{Snapshot, Store};
 use imp_schemas::tombstone::row_of_live;
 
 use crate::error::LoaderError;
+
+/// Shards whose columns are read at a time.
+const N_SIDE_BY_SIDE: usize = 16;
 
 /// One split of one corpus.
 pub struct Split {
@@ -67,8 +74,67 @@ impl Split {
         (shard_idx, row_of_live(&self.shards[shard_idx].hidden, live))
     }
 
+    /// Width and height of every row, pixels; (1, 1) where they are not known.
+    ///
+    /// # Errors
+    /// A shard cannot be read.
+    pub fn sizes(&self, store: &Store) -> Result<Vec<(u32, u32)>, LoaderError> {
+        // Shards are waited for side by side: of each come two columns of a few bytes a row.
+        let next = AtomicUsize::new(0);
+        let found: Mutex<Vec<Option<Result<Vec<(u32, u32)>, LoaderError>>>> =
+            Mutex::new(self.shards.iter().map(|_| None).collect());
+        std::thread::scope(|scope| {
+            for _ in 0..N_SIDE_BY_SIDE.min(self.shards.len()) {
+                scope.spawn(|| {
+                    while let Some(shard_idx) =
+                        Some(next.fetch_add(1, Ordering::Relaxed)).filter(|&i| i < self.shards.len())
+                    {
+                        let sizes = self.sizes_of_shard(store, shard_idx);
+                        found.lock().unwrap_or_else(PoisonError::into_inner)[shard_idx] = Some(sizes);
+                    }
+                });
+            }
+        });
+        let found = found.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let mut all = Vec::new();
+        for sizes in found.into_iter().flatten() {
+            all.extend(sizes?);
+        }
+        Ok(all)
+    }
+
+    fn sizes_of_shard(&self, store: &Store, shard_idx: usize) -> Result<Vec<(u32, u32)>, LoaderError> {
+        let reader = self.reader(store, shard_idx)?;
+        let failed = |source| LoaderError::Shard { corpus: self.corpus.clone(), source };
+        let wrong =
+            |column| LoaderError::Column { shard: self.shards[shard_idx].key.to_string(), row_group: 0, column };
+        let hidden = &self.shards[shard_idx].hidden;
+        let (mut sizes, mut row) = (Vec::new(), 0u64);
+        for batch in reader.read_all(&[column::WIDTH, column::HEIGHT]).map_err(failed)? {
+            let of = |name| {
+                let numbers = batch.column_by_name(name).and_then(|a| a.as_primitive_opt::<Int32Type>());
+                numbers.cloned().ok_or_else(|| wrong(name))
+            };
+            let (widths, heights) = (of(column::WIDTH)?, of(column::HEIGHT)?);
+            for pair in widths.iter().zip(heights.iter()) {
+                if hidden.binary_search(&row).is_err() {
+                    let side = |n: Option<i32>| n.and_then(|n| u32::try_from(n).ok()).filter(|&n| n > 0);
+                    sizes.push(side(pair.0).zip(side(pair.1)).unwrap_or((1, 1)));
+                }
+                row += 1;
+            }
+        }
+        Ok(sizes)
+    }
+
     pub fn shard_key(&self, shard_idx: usize) -> &Arc<str> {
         &self.shards[shard_idx].key
+    }
+
+    /// Bytes that are read when the shard is opened.
+    pub fn footer_bytes(&self, shard_idx: usize) -> u64 {
+        let entry = &self.shards[shard_idx].entry;
+        entry.n_bytes.saturating_sub(entry.index_offset)
     }
 
     /// The reader of a shard, opened at first use.

@@ -22,12 +22,14 @@ pub enum LoaderError {
     Tokenizers { first: String, second: String, first_digest: String, second_digest: String },
     #[error("the checkpoint's {what} is {found}, this run has {wanted}; {remedy}")]
     OtherRun { what: String, found: String, wanted: String, remedy: &'static str },
+    #[error("rank {rank} of {of}: ranks count from 0, must be below their number")]
+    Rank { rank: usize, of: usize },
     #[error("cannot read examples of corpus `{corpus}`")]
     Shard { corpus: String, source: ShardReadError },
     #[error("shard `{shard}`, row group {row_group}: column `{column}` is not what a shard of this version holds")]
     Column { shard: String, row_group: usize, column: &'static str },
     #[error(
-        "corpus `{corpus}`, shard `{shard}`, row {row}: {reason}; {n_substituted} records did not decode, `train.loader.max_substituted` allows {limit}"
+        "corpus `{corpus}`, shard `{shard}`, row {row}: {reason}; {n_substituted} records of the corpus did not decode, `train.loader.max_substituted` allows {limit}"
     )]
     TooManySubstituted { corpus: String, shard: String, row: u64, reason: ContentFault, n_substituted: u64, limit: u64 },
     #[error("corpus `{corpus}`, shard `{shard}`, row {row}: {reason}; evaluation leaves no record out")]

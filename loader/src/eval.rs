@@ -20,7 +20,7 @@ use crate::decode::log_mel::MelTables;
 use crate::error::LoaderError;
 use crate::fetch::Fetcher;
 use crate::open::{check_modalities, snapshot};
-use crate::pipeline::{Pipeline, Planner, Ready, Shared};
+use crate::pipeline::{Pipeline, Planner, Pools, Ready, Shared};
 use crate::plan::StepPlan;
 use crate::recipe::Recipe;
 use crate::stats::Counters;
@@ -104,12 +104,22 @@ impl EvalLoader {
             counters: Counters::default(),
             max_substituted: 0,
             plan: None,
+            pools: Pools::new(settings),
         });
         let mut step = 0;
         let planner: Planner = Box::new(move || {
             let rows = step * n..((step + 1) * n).min(n_rows);
             let examples: Vec<ExampleId> = rows.map(|row| ExampleId { corpus_idx: 0, row, epoch: 0 }).collect();
-            let plan = StepPlan { step, task_idx: 0, view_idx: 0, first: step * n, examples };
+            let plan = StepPlan {
+                step,
+                task_idx: 0,
+                view_idx: 0,
+                bucket_idx: 0,
+                first: step * n,
+                n_global: n,
+                offset: 0,
+                examples,
+            };
             step += 1;
             (!plan.examples.is_empty()).then_some(plan)
         });

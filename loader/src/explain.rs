@@ -35,7 +35,7 @@ pub struct ExplainedStep {
     /// Index among the task's views, and the sizes that it has.
     pub view: usize,
     pub sizes: BTreeMap<&'static str, String>,
-    /// Index of the first example among all that the task consumes.
+    /// Index of the first example among all that the task consumes, or its aspect bucket.
     pub first: u64,
     pub examples: Vec<ExplainedExample>,
 }
@@ -163,10 +163,14 @@ fn drawn(
         example.caption = (n > 0).then(|| draws.rng(Draw::Caption).below(n));
     }
     let (Some(vision), Some(augment)) = (vision, &recipe.augment) else { return example };
+    let shape = match vision {
+        Resolution::Image { height, width } | Resolution::Video { height, width, .. } => (width, height),
+        Resolution::Audio { .. } | Resolution::Text { .. } => return example,
+    };
     if let (Some(width), Some(height)) = (number(column::WIDTH), number(column::HEIGHT)) {
         let (width, height) = reduced_size(width, height, recipe.working_side);
         let CropBox { left, top, width: across, height: down } =
-            random_box(&mut draws.rng(Draw::Crop), width, height, augment);
+            random_box(&mut draws.rng(Draw::Crop), width, height, shape, augment);
         example.crop = Some(ExplainedCrop { left, top, width: across, height: down, of: (width, height) });
         example.flipped = augment.flip.then(|| draws.rng(Draw::Flip).chance(0.5));
     }

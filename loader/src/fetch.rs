@@ -1,6 +1,6 @@
 //! Rows → records: which bytes to read, and the reads.
 //!
-//! In: the rows of a batch. Out: their records, in that order. Never: a decode, a byte read that a decoded copy makes
+//! In: the rows of a batch. Out: the reads that bring them, one for each shard, and their records. Never: a decode, a byte read that a decoded copy makes
 //! unnecessary, a fault of the store passed off as bad content: object_store has retried what may pass, the rest is an error.
 
 use std::collections::BTreeMap;
@@ -27,20 +27,27 @@ pub struct Fetcher {
 /// Rows that must be read of one shard: row within it, and where in the batch it goes.
 pub type ShardRows = BTreeMap<u64, Vec<usize>>;
 
+/// What of a batch is read of one shard, in one call.
+pub struct ShardRead {
+    corpus: usize,
+    shard_idx: usize,
+    rows: ShardRows,
+    /// Decoded forms that were found of those rows, by place in the batch.
+    held: BTreeMap<usize, Vec<(Form, Held)>>,
+}
+
+/// A record, and where in the batch it goes.
+pub type Placed = (usize, Record);
+
 impl Fetcher {
-    /// The records of `examples`, in order.
-    ///
-    /// # Errors
-    /// The store failed, or a shard is not what its manifest says.
-    pub fn fetch(&self, recipe: &Recipe, examples: &[ExampleId]) -> Result<Vec<Record>, LoaderError> {
-        let mut records: Vec<Option<Record>> = vec![None; examples.len()];
-        let mut missing: BTreeMap<(usize, usize), ShardRows> = BTreeMap::new();
-        let mut partly: Vec<Vec<(Form, Held)>> = vec![Vec::new(); examples.len()];
+    /// The records of `examples` that were found decoded, and what must be read for the others.
+    pub fn plan(&self, recipe: &Recipe, examples: &[ExampleId]) -> (Vec<Placed>, Vec<ShardRead>) {
+        let mut found = Vec::new();
+        let mut reads: BTreeMap<(usize, usize), ShardRead> = BTreeMap::new();
         for (i, example) in examples.iter().enumerate() {
             let corpus = recipe.splits[example.corpus_idx as usize];
             let split = &self.splits[corpus];
             let (shard_idx, row_in_shard) = split.locate(example.row);
-            let place = self.place(corpus, example.row);
             let forms = recipe.forms(split.kind);
             let held: Vec<(Form, Held)> = forms
                 .iter()
@@ -48,19 +55,30 @@ impl Fetcher {
                 .collect();
             match held.first() {
                 Some((_, Held::Meta(meta))) if held.len() == forms.len() => {
-                    records[i] = Some(Record::new(place, Arc::clone(meta), held));
+                    found.push((i, Record::new(self.place(corpus, example.row), Arc::clone(meta), held)));
                 }
                 _ => {
-                    partly[i] = held;
-                    missing.entry((corpus, shard_idx)).or_default().entry(row_in_shard).or_default().push(i);
+                    let fresh = || ShardRead { corpus, shard_idx, rows: BTreeMap::new(), held: BTreeMap::new() };
+                    let read = reads.entry((corpus, shard_idx)).or_insert_with(fresh);
+                    read.rows.entry(row_in_shard).or_default().push(i);
+                    read.held.insert(i, held);
                 }
             }
         }
-        for ((corpus, shard_idx), rows) in missing {
-            self.read(recipe, corpus, shard_idx, &rows, examples, &mut partly, &mut records)?;
+        (found, reads.into_values().collect())
+    }
+
+    /// The records of `examples`, in order.
+    ///
+    /// # Errors
+    /// As [`Fetcher::read`].
+    pub fn fetch(&self, recipe: &Recipe, examples: &[ExampleId]) -> Result<Vec<Record>, LoaderError> {
+        let (mut records, reads) = self.plan(recipe, examples);
+        for read in reads {
+            records.extend(self.read(recipe, examples, read)?);
         }
-        // Every example was either found or read.
-        Ok(records.into_iter().flatten().collect())
+        records.sort_unstable_by_key(|(i, _)| *i);
+        Ok(records.into_iter().map(|(_, record)| record).collect())
     }
 
     /// Where row `row` of split `corpus` lies.
@@ -70,17 +88,12 @@ impl Fetcher {
         Place { corpus, row, shard: Arc::clone(split.shard_key(shard_idx)), row_in_shard }
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the loop's body of `fetch`, apart so that each reads in one piece")]
-    fn read(
-        &self,
-        recipe: &Recipe,
-        corpus: usize,
-        shard_idx: usize,
-        rows: &ShardRows,
-        examples: &[ExampleId],
-        partly: &mut [Vec<(Form, Held)>],
-        records: &mut [Option<Record>],
-    ) -> Result<(), LoaderError> {
+    /// The records that `read` stands for.
+    ///
+    /// # Errors
+    /// The store failed, or the shard is not what its manifest says.
+    pub fn read(&self, recipe: &Recipe, examples: &[ExampleId], read: ShardRead) -> Result<Vec<Placed>, LoaderError> {
+        let ShardRead { corpus, shard_idx, rows, mut held } = read;
         let split = &self.splits[corpus];
         let reader = split.reader(&self.store, shard_idx)?;
         let wanted = wanted_columns(split.kind, recipe.evaluates());
@@ -93,17 +106,18 @@ impl Fetcher {
             let row_group = row_numbers.first().map_or(0, |&row| reader.row_group_of(row));
             LoaderError::Column { shard: reader.key().to_owned(), row_group, column }
         })?;
+        let mut records = Vec::new();
         for (i, places) in rows.values().enumerate() {
             let meta = Arc::new(columns.meta(i));
             self.media_bytes.fetch_add(columns.media.value(i).len() as u64, Ordering::Relaxed);
             for &at in places {
                 let row = examples[at].row;
                 self.cache.put(CacheKey { corpus, row, form: Form::Meta }, Held::Meta(Arc::clone(&meta)));
-                let held = std::mem::take(&mut partly[at]);
+                let held = held.remove(&at).unwrap_or_default();
                 let record = Record::new(self.place(corpus, row), Arc::clone(&meta), held);
-                records[at] = Some(record.with_medium(&columns.media, i));
+                records.push((at, record.with_medium(&columns.media, i)));
             }
         }
-        Ok(())
+        Ok(records)
     }
 }

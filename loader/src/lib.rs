@@ -9,6 +9,9 @@
 
 mod assemble;
 mod augment;
+#[cfg(feature = "benching")]
+pub mod benching;
+mod buckets;
 mod budget;
 mod cache;
 mod config;
@@ -23,14 +26,19 @@ mod open;
 mod permute;
 mod pipeline;
 mod plan;
+mod pool;
 mod recipe;
 mod record;
 mod sampler;
+mod shuffle;
+mod simulate;
 mod stats;
 
-pub use config::LoaderSettings;
+pub use config::{LoaderSettings, Rank};
 pub use error::{ContentFault, LoaderError};
 pub use eval::{EvalBatch, EvalLoader, EvalSpec};
 pub use explain::{ExplainedCrop, ExplainedExample, ExplainedStep, explain};
-pub use loader::Loader;
+pub use loader::{Loader, Watch};
+pub use shuffle::ShuffleQuality;
+pub use simulate::{Shape, SimulateOptions, Simulated, SimulatedTask, simulate};
 pub use stats::{Bound, LoaderStats, StageSeconds, Stages, Substituted};

@@ -14,26 +14,24 @@ use imp_schemas::store::{Snapshot, Store};
 use imp_schemas::task::Mixture;
 
 use crate::cache::Cache;
-use crate::config::LoaderSettings;
+use crate::config::{LoaderSettings, Rank};
 use crate::decode::log_mel::MelTables;
 use crate::error::LoaderError;
 use crate::fetch::Fetcher;
-use crate::open;
-use crate::pipeline::{N_FETCH_THREADS, Pipeline, Planner, Shared};
+use crate::open::{self, Opened};
+use crate::pipeline::{Pipeline, Planner, Pools, Shared};
 use crate::plan::{Plan, PlanState};
 use crate::stats::{Clock, Counters, LoaderStats, Stage, Stages};
 
 /// Gives the batches of a run in order of steps.
 pub struct Loader {
     pipeline: Pipeline,
-    shared: Arc<Shared>,
     mixture: Mixture,
     manifests: BTreeMap<String, Snapshot>,
     plan: Plan,
     /// What [`Loader::next`] has handed out.
     consumed: PlanState,
-    n_decode_threads: usize,
-    trainer: Stage,
+    watch: Watch,
     /// When the trainer last got a batch.
     handed_at: Option<Instant>,
 }
@@ -50,12 +48,52 @@ impl Loader {
         settings: &LoaderSettings,
         start: Option<&Cursor>,
     ) -> Result<Self, LoaderError> {
+        Self::open_rank(store, mixture, settings, start, Rank::ALONE)
+    }
+
+    /// As [`Loader::open`], for one of several ranks: each batch is that rank's part of the step's global batch. Ranks do not talk to
+    /// each other, their cursors are equal after equal steps, and a run may be resumed with another number of them.
+    ///
+    /// # Errors
+    /// As [`Loader::open`]; [`LoaderError::Rank`]; a view whose batch is smaller than the number of ranks.
+    pub fn open_rank(
+        store: &Store,
+        mixture: Mixture,
+        settings: &LoaderSettings,
+        start: Option<&Cursor>,
+        rank: Rank,
+    ) -> Result<Self, LoaderError> {
+        Self::start(store, mixture, settings, rank, |opened, mixture| match start {
+            Some(cursor) => open::resume(&opened.plan, mixture, &opened.manifests, cursor),
+            None => Ok(opened.plan.start()),
+        })
+    }
+
+    /// As [`Loader::open_rank`], from any step on: the batches are those that a run from step 0 on would have got.
+    ///
+    /// # Errors
+    /// As [`Loader::open_rank`].
+    pub fn open_at_step(
+        store: &Store,
+        mixture: Mixture,
+        settings: &LoaderSettings,
+        step: u64,
+        rank: Rank,
+    ) -> Result<Self, LoaderError> {
+        Self::start(store, mixture, settings, rank, |opened, _| Ok(opened.plan.seek(step)))
+    }
+
+    fn start(
+        store: &Store,
+        mixture: Mixture,
+        settings: &LoaderSettings,
+        rank: Rank,
+        seek: impl FnOnce(&Opened, &Mixture) -> Result<PlanState, LoaderError>,
+    ) -> Result<Self, LoaderError> {
         settings.check()?;
+        open::check_rank(&mixture, rank)?;
         let opened = open::open(store, &mixture)?;
-        let consumed = match start {
-            Some(cursor) => open::resume(&opened.plan, &mixture, &opened.manifests, cursor)?,
-            None => opened.plan.start(),
-        };
+        let consumed = seek(&opened, &mixture)?;
         let spectrogram = mixture.spectrogram();
         let shared = Arc::new(Shared {
             fetcher: Fetcher {
@@ -69,13 +107,19 @@ impl Loader {
             counters: Counters::default(),
             max_substituted: settings.max_substituted,
             plan: Some(opened.plan.clone()),
+            pools: Pools::new(settings),
         });
         let (plan, mut state) = (opened.plan.clone(), consumed.clone());
-        let planner: Planner = Box::new(move || Some(plan.advance(&mut state)));
+        let planner: Planner = Box::new(move || Some(plan.advance(&mut state).slice(rank)));
         let pipeline = Pipeline::start(&shared, planner, settings)?;
         let (manifests, plan) = (opened.manifests, opened.plan);
-        let (n_decode_threads, trainer) = (settings.decode_threads, Stage::default());
-        Ok(Self { pipeline, shared, mixture, manifests, plan, consumed, n_decode_threads, trainer, handed_at: None })
+        let watch = Watch {
+            shared,
+            n_fetch_threads: settings.fetch_threads,
+            n_decode_threads: settings.decode_threads,
+            trainer: Arc::new(Stage::default()),
+        };
+        Ok(Self { pipeline, mixture, manifests, plan, consumed, watch, handed_at: None })
     }
 
     /// The next step's batch.
@@ -85,13 +129,21 @@ impl Loader {
     /// more batches.
     #[expect(clippy::should_implement_trait, reason = "a run has as many batches as are asked for: it is no iterator")]
     pub fn next(&mut self) -> Result<Batch, LoaderError> {
-        let mut clock = Clock::since(&self.trainer, self.handed_at);
+        let mut clock = Clock::since(&self.watch.trainer, self.handed_at);
         clock.worked();
         let ready = self.pipeline.next();
         self.handed_at = Some(clock.waited_for_input());
         let batch = ready.unwrap_or(Err(LoaderError::Stopped))?.batch;
         self.plan.skip(&mut self.consumed);
         Ok(batch)
+    }
+
+    /// Takes back a batch that was used up: its pixels' memory serves a later one. Batches that are dropped elsewhere cost the kernel's
+    /// clearing of fresh pages, and nothing else.
+    pub fn recycle(&self, batch: Batch) {
+        if let Some(vision) = batch.vision {
+            self.watch.shared.pools.batches.give(vision.pixels);
+        }
     }
 
     /// What [`Loader::next`] has handed out, not what was prefetched.
@@ -110,6 +162,27 @@ impl Loader {
 
     /// Totals since the loader was opened, of what was prefetched too.
     pub fn stats(&self) -> LoaderStats {
+        self.watch.stats()
+    }
+
+    /// Looks at the loader from another thread.
+    pub fn watch(&self) -> Watch {
+        self.watch.clone()
+    }
+}
+
+/// A loader's totals, for threads that do not take batches. Cheap to clone; it may outlive the loader.
+#[derive(Clone)]
+pub struct Watch {
+    shared: Arc<Shared>,
+    n_fetch_threads: usize,
+    n_decode_threads: usize,
+    trainer: Arc<Stage>,
+}
+
+impl Watch {
+    /// Totals since the loader was opened, of what was prefetched too.
+    pub fn stats(&self) -> LoaderStats {
         let counters = &self.shared.counters;
         let (cache_bytes, n_cache_hits) = self.shared.fetcher.cache.usage();
         LoaderStats {
@@ -117,7 +190,7 @@ impl Loader {
             cache_bytes,
             n_cache_hits,
             stages: Stages {
-                fetch: counters.fetch.seconds(N_FETCH_THREADS),
+                fetch: counters.fetch.seconds(self.n_fetch_threads),
                 decode: counters.decode.seconds(self.n_decode_threads),
                 assemble: counters.assemble.seconds(1),
                 trainer: self.trainer.seconds(1),
@@ -125,5 +198,11 @@ impl Loader {
             substituted: counters.substituted(),
             n_without_sound: counters.n_without_sound.load(Ordering::Relaxed),
         }
+    }
+}
+
+impl std::fmt::Debug for Watch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Watch").field("stats", &self.stats()).finish()
     }
 }

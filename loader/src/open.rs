@@ -1,7 +1,8 @@
 //! What is checked before the first batch: that the corpora can give what the mixture asks for, and that a cursor is of
 //! this run.
 //!
-//! In: a store, a mixture, a cursor. Out: snapshots, splits and recipes. Never: a byte of a shard.
+//! In: a store, a mixture, a cursor. Out: snapshots, splits and recipes. Never: a byte of a medium; for
+//! aspect buckets the width and height columns are read, for anything else no shard is.
 
 use std::collections::BTreeMap;
 
@@ -10,6 +11,8 @@ use imp_schemas::modality::{Modality, RecordKind};
 use imp_schemas::store::{Snapshot, Store, StoreError};
 use imp_schemas::task::{Mixture, Objective, Task};
 
+use crate::buckets::{Bucket, TaskRows, by_aspect};
+use crate::config::Rank;
 use crate::corpora::Split;
 use crate::error::LoaderError;
 use crate::plan::{Plan, PlanState};
@@ -30,7 +33,7 @@ pub fn open(store: &Store, mixture: &Mixture) -> Result<Opened, LoaderError> {
     let mut manifests: BTreeMap<String, Snapshot> = BTreeMap::new();
     let mut splits: Vec<Split> = Vec::new();
     let mut recipes = Vec::new();
-    let mut n_rows = Vec::new();
+    let mut tasks = Vec::new();
     for (task_idx, task) in mixture.tasks().iter().enumerate() {
         let place = format!("task `{}`", task.name());
         let mut of_task = Vec::new();
@@ -59,7 +62,12 @@ pub fn open(store: &Store, mixture: &Mixture) -> Result<Opened, LoaderError> {
         }
         let rows: Vec<u64> = of_task.iter().map(|&i| splits[i].n_rows()).collect();
         check_rows(&place, task, rows.iter().sum())?;
-        n_rows.push(rows);
+        tasks.push(if task.aspect_buckets() {
+            let buckets = buckets(store, &place, task, of_task.iter().map(|&i| &splits[i]))?;
+            TaskRows { n_rows: rows, buckets }
+        } else {
+            TaskRows::whole(rows, task.views().len())
+        });
         recipes.push(Recipe {
             name: task.name().to_owned(),
             seed: mixture.seed(),
@@ -75,7 +83,30 @@ pub fn open(store: &Store, mixture: &Mixture) -> Result<Opened, LoaderError> {
         });
     }
     check_tokenizers(&manifests)?;
-    Ok(Opened { manifests, splits, recipes, plan: Plan::new(mixture.clone(), n_rows) })
+    Ok(Opened { manifests, splits, recipes, plan: Plan::new(mixture.clone(), tasks) })
+}
+
+/// # Errors
+/// A shard cannot be read, or there are more rows than an index of 4 bytes counts.
+fn buckets<'a>(
+    store: &Store,
+    place: &str,
+    task: &Task,
+    splits: impl Iterator<Item = &'a Split>,
+) -> Result<Vec<Bucket>, LoaderError> {
+    let mut sizes = Vec::new();
+    for split in splits {
+        sizes.extend(split.sizes(store)?);
+    }
+    if u32::try_from(sizes.len()).is_err() {
+        return Err(LoaderError::Config {
+            place: place.to_owned(),
+            key: "aspect_buckets",
+            found: format!("true for {} rows", sizes.len()),
+            wanted: format!("false above {} rows; cut the task's corpora into several tasks", u32::MAX),
+        });
+    }
+    Ok(by_aspect(task, sizes.into_iter()))
 }
 
 /// The newest snapshot of a corpus.
@@ -116,6 +147,25 @@ pub fn check_modalities(
         found: wrong.name().to_owned(),
         wanted: format!("among what corpus `{corpus}` ({kind}) gives: {}", gives.join(", ")),
     })
+}
+
+/// # Errors
+/// No such rank, or a view of which it may get no example.
+pub fn check_rank(mixture: &Mixture, rank: Rank) -> Result<(), LoaderError> {
+    if rank.rank >= rank.of {
+        return Err(LoaderError::Rank { rank: rank.rank, of: rank.of });
+    }
+    for task in mixture.tasks() {
+        if let Some(view) = task.views().iter().find(|view| view.n() < rank.of) {
+            return Err(LoaderError::Config {
+                place: format!("task `{}`", task.name()),
+                key: "batch, token_budget",
+                found: format!("{} examples", view.n()),
+                wanted: format!("at least one for each of {} ranks", rank.of),
+            });
+        }
+    }
+    Ok(())
 }
 
 fn check_rows(place: &str, task: &Task, n_rows: u64) -> Result<(), LoaderError> {
@@ -175,7 +225,8 @@ pub fn resume(
         let what = format!("manifest digest of corpus `{corpus}`");
         same(&what, found, wanted, "the corpus was ingested again since; start a new run")?;
     }
-    same("mixture digest", &cursor.mixture_digest, &mixture.digest(), remedy)?;
+    // Changes that come after the cursor's step are the run's to make.
+    same("mixture digest", &cursor.mixture_digest, &mixture.digest_before(cursor.step), remedy)?;
     let state = plan.seek(cursor.step);
     let counted = plan.cursor_of(&state, &digests);
     let counts = |c: &Cursor| {

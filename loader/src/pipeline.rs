@@ -1,13 +1,17 @@
 //! Every thread and every channel of the loader.
 //!
 //! ```text
-//! planner ──► imp-fetch-0..3 ──examples──► imp-decode-0..n ──► imp-assemble ──prefetch_batches──► next()
-//! (a lock, bytes reserved in order)   2 n                  64              (order restored)
+//! planner ──reads──► imp-fetch-0..m ──records──► imp-decode-0..n ──examples──► imp-assemble ──prefetch_batches──► next()
+//! (a lock, bytes reserved in order)        2 n                        64                  (order restored)
 //! ```
+//!
+//! A batch is as many reads as it touches shards; they wait for the store side by side, and what one of them brings is decoded
+//! while the others still wait.
 //!
 //! In: step plans in order. Out: their batches, in that order. Never: an unbounded queue, more than `max_buffered_mib` under
 //! way, a thread that outlives the loader by more than a read in progress. A closed channel is the order to stop.
 
+use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -22,16 +26,17 @@ use crate::config::LoaderSettings;
 use crate::decode::log_mel::MelTables;
 use crate::decode::{Example, Workbench};
 use crate::error::{ContentFault, LoaderError};
-use crate::fetch::Fetcher;
+use crate::fetch::{Fetcher, Placed, ShardRead};
 use crate::plan::{Plan, StepPlan};
+use crate::pool::Pool;
 use crate::recipe::Recipe;
 use crate::record::{Meta, Record};
 use crate::stats::{Clock, Counters};
 
-/// Batches that are fetched at a time: enough to hide the latency of an object store behind each other.
-pub const N_FETCH_THREADS: usize = 4;
 /// Examples that wait for the assembler.
 const N_DECODED: usize = 64;
+/// Buffers of examples that are kept for others.
+const N_POOLED: usize = 128;
 /// How long a drop waits for a read that the store is still retrying.
 const JOIN_LIMIT: Duration = Duration::from_secs(10);
 
@@ -44,6 +49,19 @@ pub struct Shared {
     pub max_substituted: u64,
     /// Where substitutes come from; `None` in evaluation.
     pub plan: Option<Plan>,
+    pub pools: Pools,
+}
+
+/// Buffers of pixels: of single examples, and of batches.
+pub struct Pools {
+    pub examples: Arc<Pool>,
+    pub batches: Pool,
+}
+
+impl Pools {
+    pub fn new(settings: &LoaderSettings) -> Self {
+        Self { examples: Arc::new(Pool::new(N_POOLED)), batches: Pool::new(settings.prefetch_batches) }
+    }
 }
 
 /// Gives the plans of steps in order, until there are no more.
@@ -71,8 +89,29 @@ pub struct Work {
     /// Counted from the first step of this pipeline.
     pub seq: u64,
     pub plan: StepPlan,
-    pub records: Vec<Record>,
     pub permit: Mutex<Option<Permit>>,
+}
+
+/// A record to be decoded.
+struct Job {
+    work: Arc<Work>,
+    i: usize,
+    record: Record,
+}
+
+/// What is to be fetched next.
+struct Feed {
+    planner: Planner,
+    next_seq: u64,
+    /// Of the newest step.
+    reads: VecDeque<(Arc<Work>, ShardRead)>,
+}
+
+/// What a fetching thread does next.
+enum Next {
+    /// Records of a new step that were found decoded.
+    Found(Arc<Work>, Vec<Placed>),
+    Read(Arc<Work>, ShardRead),
 }
 
 /// Why there is no example.
@@ -83,7 +122,7 @@ pub enum Fault {
 
 /// What the assembler gets.
 pub enum Decoded {
-    One { work: Arc<Work>, i: usize, result: Result<Example, Fault> },
+    One { work: Arc<Work>, i: usize, result: Result<Example, (Record, Fault)> },
     Failed { seq: u64, error: LoaderError },
 }
 
@@ -95,17 +134,17 @@ impl Pipeline {
     pub fn start(shared: &Arc<Shared>, planner: Planner, settings: &LoaderSettings) -> Result<Self, LoaderError> {
         let n_decode_threads = settings.decode_threads;
         let budget = Budget::new(settings.max_buffered_mib << 20);
-        let planner = Arc::new(Mutex::new((planner, 0u64)));
-        let (jobs_tx, jobs_rx) = bounded::<(Arc<Work>, usize)>(2 * n_decode_threads);
+        let feed = Arc::new(Mutex::new(Feed { planner, next_seq: 0, reads: VecDeque::new() }));
+        let (jobs_tx, jobs_rx) = bounded::<Job>(2 * n_decode_threads);
         let (decoded_tx, decoded_rx) = bounded::<Decoded>(N_DECODED);
         let (ready_tx, ready_rx) = bounded(settings.prefetch_batches);
         let (alive_tx, alive) = bounded::<()>(1);
         let mut pipeline = Self { ready: Some(ready_rx), budget: Arc::clone(&budget), threads: Vec::new(), alive };
-        for i in 0..N_FETCH_THREADS {
-            let (shared, planner, budget) = (Arc::clone(shared), Arc::clone(&planner), Arc::clone(&budget));
+        for i in 0..settings.fetch_threads {
+            let (shared, feed, budget) = (Arc::clone(shared), Arc::clone(&feed), Arc::clone(&budget));
             let (jobs, decoded, alive) = (jobs_tx.clone(), decoded_tx.clone(), alive_tx.clone());
             pipeline.spawn(format!("imp-fetch-{i}"), move || {
-                fetch_all(&shared, &planner, &budget, &jobs, &decoded);
+                fetch_all(&shared, &feed, &budget, &jobs, &decoded);
                 drop(alive);
             })?;
         }
@@ -152,38 +191,30 @@ impl Drop for Pipeline {
     }
 }
 
-fn fetch_all(
-    shared: &Shared,
-    planner: &Mutex<(Planner, u64)>,
-    budget: &Arc<Budget>,
-    jobs: &Sender<(Arc<Work>, usize)>,
-    decoded: &Sender<Decoded>,
-) {
+fn fetch_all(shared: &Shared, feed: &Mutex<Feed>, budget: &Arc<Budget>, jobs: &Sender<Job>, decoded: &Sender<Decoded>) {
     let mut clock = Clock::new(&shared.counters.fetch);
     loop {
-        // Plans and bytes are handed out together and in order, so the oldest batch under way always has its bytes.
-        let (plan, seq, permit) = {
-            let mut planner = planner.lock().unwrap_or_else(PoisonError::into_inner);
-            let Some(plan) = (planner.0)() else { return };
-            let Some(permit) = budget.reserve(shared.expected_bytes(&plan)) else { return };
-            planner.1 += 1;
-            (plan, planner.1 - 1, permit)
-        };
+        let Some(next) = shared.next_to_fetch(feed, budget) else { return };
         // For the bytes of a batch that has not been handed over.
         clock.waited_for_output();
-        let fetched = shared.fetcher.fetch(&shared.recipes[plan.task_idx], &plan.examples);
+        let (work, records) = match next {
+            Next::Found(work, records) => (work, Ok(records)),
+            Next::Read(work, read) => {
+                let recipe = &shared.recipes[work.plan.task_idx];
+                let records = shared.fetcher.read(recipe, &work.plan.examples, read);
+                (work, records)
+            }
+        };
         clock.worked();
-        let records = match fetched {
+        let records = match records {
             Ok(records) => records,
             Err(error) => {
-                let _ = decoded.send(Decoded::Failed { seq, error });
+                let _ = decoded.send(Decoded::Failed { seq: work.seq, error });
                 return;
             }
         };
-        let n = records.len();
-        let work = Arc::new(Work { seq, plan, records, permit: Mutex::new(Some(permit)) });
-        for i in 0..n {
-            if jobs.send((Arc::clone(&work), i)).is_err() {
+        for (i, record) in records {
+            if jobs.send(Job { work: Arc::clone(&work), i, record }).is_err() {
                 return; // The decoders are gone: the run is over.
             }
         }
@@ -191,12 +222,14 @@ fn fetch_all(
     }
 }
 
-fn decode_all(shared: &Shared, jobs: &Receiver<(Arc<Work>, usize)>, decoded: &Sender<Decoded>) {
+fn decode_all(shared: &Shared, jobs: &Receiver<Job>, decoded: &Sender<Decoded>) {
     let mut bench = shared.workbench();
     let mut clock = Clock::new(&shared.counters.decode);
-    for (work, i) in jobs {
+    for Job { work, i, record } in jobs {
         clock.waited_for_input();
-        let result = shared.decode(&mut bench, &work.plan, &work.plan.examples[i], &work.records[i]);
+        let made = shared.decode(&mut bench, &work.plan, &work.plan.examples[i], &record);
+        // The medium goes as soon as its example is there.
+        let result = made.map_err(|fault| (record, fault));
         clock.worked();
         if decoded.send(Decoded::One { work, i, result }).is_err() {
             return; // The assembler is gone: the run is over.
@@ -208,7 +241,23 @@ fn decode_all(shared: &Shared, jobs: &Receiver<(Arc<Work>, usize)>, decoded: &Se
 impl Shared {
     /// Tools for one thread.
     pub fn workbench(&self) -> Workbench {
-        Workbench::new(&self.tables, &self.fetcher.cache)
+        Workbench::new(&self.tables, &self.fetcher.cache, &self.pools.examples)
+    }
+
+    /// The next read, of a new step if there is none left of the last one; `None` when there are no more.
+    fn next_to_fetch(&self, feed: &Mutex<Feed>, budget: &Arc<Budget>) -> Option<Next> {
+        // Plans and bytes are handed out together and in order, so the oldest batch under way always has its bytes.
+        let mut feed = feed.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((work, read)) = feed.reads.pop_front() {
+            return Some(Next::Read(work, read));
+        }
+        let plan = (feed.planner)()?;
+        let permit = budget.reserve(self.expected_bytes(&plan))?;
+        let (found, reads) = self.fetcher.plan(&self.recipes[plan.task_idx], &plan.examples);
+        let work = Arc::new(Work { seq: feed.next_seq, plan, permit: Mutex::new(Some(permit)) });
+        feed.next_seq += 1;
+        feed.reads.extend(reads.into_iter().map(|read| (Arc::clone(&work), read)));
+        Some(Next::Found(work, found))
     }
 
     /// Encoded media by the manifests' averages, and the batch's arrays.

@@ -3,9 +3,9 @@
 //! In: the mixture and the number of rows of every corpus. Out: the task, view and examples of any step; the cursor of any
 //! step. Never: I/O, a buffer, a short batch: an epoch's end runs on into the next epoch inside a batch.
 //!
-//! A task's rows are its corpora's, one after the other. An epoch goes through them in the order of a cipher permutation
-//! keyed by (seed, task, epoch). With a shuffle radius R, windows of R / 16 rows are permuted first, and then the rows inside
-//! each pool of R: reads stay local and there is still no state (DATA-PLANE.md 7).
+//! A task's rows are its corpora's, one after the other, or those of each aspect bucket by itself. An epoch goes through them in
+//! the order of a cipher permutation keyed by (seed, task, bucket, epoch). With a shuffle radius R, windows of R / 16 rows are
+//! permuted first, and then the rows inside each pool of R: reads stay local and there is still no state (DATA-PLANE.md 7).
 
 use std::collections::BTreeMap;
 
@@ -14,11 +14,13 @@ use imp_schemas::cursor::{Cursor, TaskCursor};
 use imp_schemas::rng::{Role, rng_for};
 use imp_schemas::task::Mixture;
 
+use crate::buckets::{Bucket, TaskRows};
+use crate::config::Rank;
 use crate::permute::Permutation;
 use crate::sampler::{Turns, view_of};
 
 /// Windows of a pool.
-const N_WINDOWS: u64 = 16;
+pub const N_WINDOWS: u64 = 16;
 
 /// What one step trains on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,38 +28,68 @@ pub struct StepPlan {
     pub step: u64,
     pub task_idx: usize,
     pub view_idx: usize,
-    /// Index of the batch's first example among all that the task consumes, from 0.
+    pub bucket_idx: usize,
+    /// Index of the batch's first example among all that come from the bucket, from 0.
     pub first: u64,
+    /// Examples of the batch on all ranks.
+    pub n_global: u64,
+    /// Where in the batch `examples` begin.
+    pub offset: u64,
     pub examples: Vec<ExampleId>,
+}
+
+impl StepPlan {
+    /// The part of the batch that `rank` makes: parts differ by one example at most, and together they are the batch.
+    #[must_use]
+    pub fn slice(mut self, rank: Rank) -> Self {
+        let at = |i: usize| self.examples.len() * i / rank.of;
+        let part = at(rank.rank)..at(rank.rank + 1);
+        self.offset += part.start as u64;
+        self.examples = self.examples[part].to_vec();
+        self
+    }
 }
 
 /// The order of everything. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Plan {
     mixture: Mixture,
-    /// Rows of each corpus of each task.
-    n_rows: Vec<Vec<u64>>,
+    tasks: Vec<TaskRows>,
 }
 
 /// A place in the plan: what comes next, and what came before.
 #[derive(Debug, Clone)]
 pub struct PlanState {
     turns: Turns,
-    n_examples: Vec<u64>,
-    /// The order last used by each task, so that a batch does not set up its cipher again.
-    orders: Vec<Option<Order>>,
+    /// Examples so far of each bucket of each task.
+    n_examples: Vec<Vec<u64>>,
+    /// The order last used by each bucket, so that a batch does not set up its cipher again.
+    orders: Vec<Vec<Option<Order>>>,
+}
+
+/// A turn of a task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Turn {
+    pub task_idx: usize,
+    pub view_idx: usize,
+    bucket_idx: usize,
+    first: u64,
 }
 
 impl Plan {
-    /// `n_rows[task][corpus]`: rows of the split of each corpus of each task, none of them 0 in sum.
-    pub fn new(mixture: Mixture, n_rows: Vec<Vec<u64>>) -> Self {
-        Self { mixture, n_rows }
+    /// `tasks`: the rows of each task, none of them 0 in sum.
+    pub fn new(mixture: Mixture, tasks: Vec<TaskRows>) -> Self {
+        Self { mixture, tasks }
     }
 
     /// Before step 0.
     pub fn start(&self) -> PlanState {
-        let n_tasks = self.mixture.tasks().len();
-        PlanState { turns: Turns::new(&self.mixture), n_examples: vec![0; n_tasks], orders: vec![None; n_tasks] }
+        let buckets = || self.tasks.iter().map(|task| task.buckets.len());
+        PlanState {
+            turns: Turns::new(&self.mixture),
+            n_examples: buckets().map(|n| vec![0; n]).collect(),
+            orders: buckets().map(|n| vec![None; n]).collect(),
+        }
     }
 
     /// Before `step`. Counts turns and nothing else, about 10 million steps a second.
@@ -72,10 +104,11 @@ impl Plan {
     /// The plan of the state's step; the state goes on to the next.
     pub fn advance(&self, state: &mut PlanState) -> StepPlan {
         let step = state.turns.step();
-        let (task_idx, view_idx, first) = self.skip(state);
-        let n = self.mixture.tasks()[task_idx].views()[view_idx].n() as u64;
-        let examples = (first..first + n).map(|k| self.example(&mut state.orders[task_idx], task_idx, k)).collect();
-        StepPlan { step, task_idx, view_idx, first, examples }
+        let Turn { task_idx, view_idx, bucket_idx, first } = self.skip(state);
+        let n_global = self.mixture.tasks()[task_idx].views()[view_idx].n() as u64;
+        let order = &mut state.orders[task_idx][bucket_idx];
+        let examples = (first..first + n_global).map(|k| self.example(order, task_idx, bucket_idx, k)).collect();
+        StepPlan { step, task_idx, view_idx, bucket_idx, first, n_global, offset: 0, examples }
     }
 
     /// The plan of any step.
@@ -83,53 +116,89 @@ impl Plan {
         self.advance(&mut self.seek(step))
     }
 
-    /// The `k`-th example that task `task_idx` consumes.
-    pub fn example_at(&self, task_idx: usize, k: u64) -> ExampleId {
-        self.example(&mut None, task_idx, k)
+    /// The `k`-th example that comes from a bucket of a task.
+    pub fn example_at(&self, task_idx: usize, bucket_idx: usize, k: u64) -> ExampleId {
+        self.example(&mut None, task_idx, bucket_idx, k)
+    }
+
+    /// Rows of a bucket, counted over the task's corpora, in the order of its first epoch: the first `n` of them.
+    pub fn first_rows(&self, task_idx: usize, bucket_idx: usize, n: u64) -> Vec<u64> {
+        let n_rows = &self.tasks[task_idx].n_rows;
+        let mut order = None;
+        let row = |example: ExampleId| {
+            let before: u64 = n_rows[..example.corpus_idx as usize].iter().sum();
+            before + example.row
+        };
+        (0..n).map(|k| row(self.example(&mut order, task_idx, bucket_idx, k))).collect()
     }
 
     /// What was consumed before the state's step.
     pub fn cursor_of(&self, state: &PlanState, manifest_digests: &BTreeMap<String, String>) -> Cursor {
         let tasks = self.mixture.tasks().iter().enumerate().map(|(i, task)| TaskCursor {
             name: task.name().to_owned(),
-            n_steps: state.turns.n_steps()[i],
-            n_examples: state.n_examples[i],
+            n_steps: state.turns.n_of_task()[i],
+            n_examples: state.n_examples[i].iter().sum(),
         });
+        let step = state.turns.step();
         Cursor {
-            step: state.turns.step(),
+            step,
             seed: self.mixture.seed(),
-            mixture_digest: self.mixture.digest(),
+            mixture_digest: self.mixture.digest_before(step),
             manifest_digests: manifest_digests.clone(),
             tasks: tasks.collect(),
         }
     }
 
-    /// Task, view and first example of the state's step, without its examples.
-    pub fn skip(&self, state: &mut PlanState) -> (usize, usize, u64) {
-        let task_idx = state.turns.take();
-        let nth = state.turns.n_steps()[task_idx] - 1;
-        let task = &self.mixture.tasks()[task_idx];
-        let view_idx = view_of(self.mixture.seed(), task_idx, task, nth);
-        let first = state.n_examples[task_idx];
-        state.n_examples[task_idx] += task.views()[view_idx].n() as u64;
-        (task_idx, view_idx, first)
+    /// The turn of the state's step, without its examples; the state goes on to the next.
+    pub fn skip(&self, state: &mut PlanState) -> Turn {
+        for _ in 0..self.mixture.n_left_out_at(state.turns.step()) {
+            let task_idx = state.turns.leave_out(&self.mixture);
+            self.turn(state, task_idx);
+        }
+        let task_idx = state.turns.take(&self.mixture);
+        self.turn(state, task_idx)
     }
 
-    /// Rows of a task, all corpora together.
-    pub fn n_rows(&self, task_idx: usize) -> u64 {
-        self.n_rows[task_idx].iter().sum()
+    /// The turn that `task_idx` has just been given.
+    fn turn(&self, state: &mut PlanState, task_idx: usize) -> Turn {
+        let (task, rows) = (&self.mixture.tasks()[task_idx], &self.tasks[task_idx]);
+        let n_examples = &mut state.n_examples[task_idx];
+        // The bucket that is least far through its epochs: all of them end theirs within a batch of each other.
+        let progress = |i: usize, of: usize| u128::from(n_examples[i]) * u128::from(rows.buckets[of].n_rows);
+        let least = (0..rows.buckets.len()).reduce(|a, b| if progress(b, a) < progress(a, b) { b } else { a });
+        let bucket_idx = least.unwrap_or(0);
+        let nth = state.turns.n_of_task()[task_idx] - 1;
+        let weight = |view_idx| state.turns.view_weight(&self.mixture, task_idx, view_idx);
+        let view_idx = view_of(self.mixture.seed(), task_idx, &rows.buckets[bucket_idx].views, weight, nth);
+        let first = n_examples[bucket_idx];
+        n_examples[bucket_idx] += task.views()[view_idx].n() as u64;
+        Turn { task_idx, view_idx, bucket_idx, first }
     }
 
-    fn example(&self, order: &mut Option<Order>, task_idx: usize, k: u64) -> ExampleId {
-        let n = self.n_rows(task_idx);
+    /// Rows of a bucket of a task, all corpora together.
+    pub fn n_rows(&self, task_idx: usize, bucket_idx: usize) -> u64 {
+        self.tasks[task_idx].buckets[bucket_idx].n_rows
+    }
+
+    /// Rows of each bucket of a task.
+    pub fn buckets(&self, task_idx: usize) -> &[Bucket] {
+        &self.tasks[task_idx].buckets
+    }
+
+    fn example(&self, order: &mut Option<Order>, task_idx: usize, bucket_idx: usize, k: u64) -> ExampleId {
+        let rows = &self.tasks[task_idx];
+        let bucket = &rows.buckets[bucket_idx];
+        let n = bucket.n_rows;
         let (epoch, i) = (k / n, k % n);
         if order.as_ref().is_none_or(|o| o.epoch != epoch) {
             let radius = self.mixture.shuffle_radius().unwrap_or(n);
-            *order = Some(Order::new(self.mixture.seed(), task_idx, epoch, n, radius));
+            // The one bucket of a task without aspect buckets is the task: its address is that of before there were any.
+            let address = task_idx as u64 | (bucket_idx as u64) << 32;
+            *order = Some(Order::new(self.mixture.seed(), address, epoch, n, radius));
         }
-        let mut row = order.as_mut().map_or(0, |o| o.row_at(i));
+        let mut row = bucket.row(order.as_mut().map_or(0, |o| o.row_at(i)));
         let mut corpus_idx = 0;
-        for &n_rows in &self.n_rows[task_idx] {
+        for &n_rows in &rows.n_rows {
             if row < n_rows {
                 break;
             }
@@ -140,11 +209,12 @@ impl Plan {
     }
 }
 
-/// The order of one task's rows in one epoch.
+/// The order of one bucket's rows in one epoch.
 #[derive(Debug, Clone)]
 struct Order {
     seed: u64,
-    task_idx: usize,
+    /// Of task and bucket.
+    address: u64,
     epoch: u64,
     n: u64,
     /// Rows of a pool; `n` if everything is one pool.
@@ -165,13 +235,13 @@ struct Windows {
 }
 
 impl Order {
-    fn new(seed: u64, task_idx: usize, epoch: u64, n: u64, radius: u64) -> Self {
+    fn new(seed: u64, address: u64, epoch: u64, n: u64, radius: u64) -> Self {
         let mut order =
-            Self { seed, task_idx, epoch, n, radius: radius.clamp(1, n), window: 1, windows: None, pool: None };
+            Self { seed, address, epoch, n, radius: radius.clamp(1, n), window: 1, windows: None, pool: None };
         if radius < n {
             order.window = (radius / N_WINDOWS).max(1);
             let n_windows = n.div_ceil(order.window);
-            let permutation = Permutation::new(n_windows, &mut rng_for(seed, Role::Shuffle, &[task_idx as u64, epoch]));
+            let permutation = Permutation::new(n_windows, &mut rng_for(seed, Role::Shuffle, &[address, epoch]));
             let short_at = permutation.position_of(n_windows - 1);
             let short_len = n - (n_windows - 1) * order.window;
             order.windows = Some(Windows { order: permutation, n: n_windows, short_at, short_len });
@@ -185,8 +255,8 @@ impl Order {
         let start = pool_idx * self.radius;
         let len = self.radius.min(self.n - start);
         if self.pool.as_ref().is_none_or(|(idx, _)| *idx != pool_idx) {
-            let at = [self.task_idx as u64, self.epoch, pool_idx];
-            // Without windows there is one pool, and the address is (task, epoch).
+            let at = [self.address, self.epoch, pool_idx];
+            // Without windows there is one pool, and the address is (task and bucket, epoch).
             let at = if self.windows.is_some() { &at[..] } else { &at[..2] };
             self.pool = Some((pool_idx, Permutation::new(len, &mut rng_for(self.seed, Role::Shuffle, at))));
         }
@@ -221,15 +291,20 @@ mod tests {
     use super::*;
 
     fn plan(n_rows: &[u64], batch: u64, radius: Option<u64>) -> Plan {
+        plan_with(n_rows, batch, radius, serde_json::json!([]))
+    }
+
+    fn plan_with(n_rows: &[u64], batch: u64, radius: Option<u64>, skip: serde_json::Value) -> Plan {
         let view = serde_json::json!({ "height": 16, "width": 16, "text_tokens": 4 });
         let task = |name: &str, weight: f64, batch: u64| {
             serde_json::json!({ "name": name, "corpora": (0..n_rows.len()).map(|i| format!("c{i}")).collect::<Vec<_>>(),
                 "modalities": ["image", "text"], "objective": "nce", "batch": batch, "weight": weight, "views": [view, view] })
         };
-        let raw = serde_json::json!({ "seed": 11, "shuffle_radius": radius,
+        let raw = serde_json::json!({ "seed": 11, "shuffle_radius": radius, "skip": skip,
             "tasks": [task("a", 2.0, batch), task("b", 1.0, batch + 1)] });
         let mixture: Mixture = serde_json::from_value::<RawMixture>(raw).unwrap().try_into().unwrap();
-        Plan::new(mixture, vec![n_rows.to_vec(), n_rows.to_vec()])
+        let rows = TaskRows::whole(n_rows.to_vec(), 2);
+        Plan::new(mixture, vec![rows.clone(), rows])
     }
 
     proptest! {
@@ -243,7 +318,7 @@ mod tests {
             let plan = plan(&sizes, batch, radius);
             let n: u64 = sizes.iter().sum();
             for epoch in 0..3 {
-                let rows: BTreeSet<_> = (epoch * n..(epoch + 1) * n).map(|k| plan.example_at(0, k)).collect();
+                let rows: BTreeSet<_> = (epoch * n..(epoch + 1) * n).map(|k| plan.example_at(0, 0, k)).collect();
                 prop_assert_eq!(rows.len() as u64, n);
                 for example in rows {
                     prop_assert!(example.epoch == epoch && example.row < sizes[example.corpus_idx as usize]);
@@ -266,10 +341,62 @@ mod tests {
                 prop_assert_eq!(planned.first, consumed[planned.task_idx]);
                 consumed[planned.task_idx] += planned.examples.len() as u64;
                 for (k, example) in (planned.first..).zip(&planned.examples) {
-                    prop_assert_eq!(*example, plan.example_at(planned.task_idx, k));
+                    prop_assert_eq!(*example, plan.example_at(planned.task_idx, 0, k));
                 }
             }
         }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+        #[test]
+        fn ranks_make_one_batch_and_left_out_steps_are_those_of_the_plan(
+            size in 40u64..300, batch in 2u64..37, ranks in 1usize..9, from in 0u64..20, n_left_out in 1u64..9,
+        ) {
+            let whole = plan(&[size, 3], batch, None);
+            for step in 0..12 {
+                let planned = whole.batch_at(step);
+                let slices: Vec<StepPlan> =
+                    (0..ranks).map(|rank| planned.clone().slice(Rank { rank, of: ranks })).collect();
+                let together: Vec<ExampleId> = slices.iter().flat_map(|slice| slice.examples.clone()).collect();
+                prop_assert_eq!(&together, &planned.examples);
+                let mut offset = 0;
+                for slice in slices {
+                    prop_assert_eq!(slice.offset, offset);
+                    offset += slice.examples.len() as u64;
+                }
+            }
+            let skipping = plan_with(&[size, 3], batch, None, serde_json::json!([[from, from + n_left_out]]));
+            for step in 0..30 {
+                let same_as = if step < from { step } else { step + n_left_out };
+                let (got, want) = (skipping.batch_at(step), whole.batch_at(same_as));
+                prop_assert_eq!(got, StepPlan { step, ..want });
+            }
+        }
+    }
+
+    #[test]
+    fn buckets_go_through_their_epochs_together() {
+        let view = |width: usize| serde_json::json!({ "height": 16, "width": width, "text_tokens": 4 });
+        let raw = serde_json::json!({ "seed": 3, "tasks": [{ "name": "a", "corpora": ["c"], "modalities": ["image", "text"],
+            "objective": "nce", "batch": 8, "aspect_buckets": true, "views": [view(16), view(32)] }] });
+        let mixture: Mixture = serde_json::from_value::<RawMixture>(raw).unwrap().try_into().unwrap();
+        let sizes = (0..1000u32).map(|row| if row % 4 == 0 { (200, 100) } else { (100, 100) });
+        let buckets = crate::buckets::by_aspect(&mixture.tasks()[0], sizes);
+        let plan = Plan::new(mixture, vec![TaskRows { n_rows: vec![1000], buckets }]);
+        let mut state = plan.start();
+        let mut seen = BTreeSet::new();
+        for step in 0..250 {
+            let planned = plan.advance(&mut state);
+            assert_eq!(planned, plan.batch_at(step));
+            for example in &planned.examples {
+                assert_eq!(example.row.is_multiple_of(4), planned.view_idx == 1);
+                assert!(seen.insert((example.epoch, example.row)), "{example:?} came twice");
+                // 125 steps are an epoch; the buckets of 750 and 250 rows end theirs within a batch of each other.
+                assert!(example.epoch.abs_diff(step / 125) <= 1);
+            }
+        }
+        assert!(seen.range(..(1, 0)).count() == 1000);
     }
 
     #[test]
@@ -286,8 +413,8 @@ mod tests {
 
     #[test]
     fn the_order_of_rows_never_changes() {
-        let rows: Vec<u64> = (0..8).map(|k| plan(&[1000], 8, None).example_at(0, k).row).collect();
-        let local: Vec<u64> = (0..8).map(|k| plan(&[1000], 8, Some(64)).example_at(1, k).row).collect();
+        let rows: Vec<u64> = (0..8).map(|k| plan(&[1000], 8, None).example_at(0, 0, k).row).collect();
+        let local: Vec<u64> = (0..8).map(|k| plan(&[1000], 8, Some(64)).example_at(1, 0, k).row).collect();
         assert_eq!(rows, [47, 293, 604, 796, 398, 137, 729, 527], "mark BATCH ORDER in the changelog");
         assert_eq!(local, [337, 115, 196, 804, 107, 716, 805, 774], "mark BATCH ORDER in the changelog");
     }

@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// A record whose content could not make an example, and for which the next one of the permutation stood in.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Substituted {
     pub corpus: String,
     pub shard: String,
@@ -186,11 +186,12 @@ pub struct Counters {
 }
 
 impl Counters {
-    /// Remembers a record; returns how many distinct ones there are.
+    /// Remembers a record; returns how many distinct ones of its corpus there are.
     pub fn substitute(&self, record: Substituted) -> u64 {
         let mut all = self.substituted.lock().unwrap_or_else(PoisonError::into_inner);
+        let corpus = record.corpus.clone();
         all.insert(record);
-        all.len() as u64
+        all.iter().filter(|record| record.corpus == corpus).count() as u64
     }
 
     pub fn substituted(&self) -> Vec<Substituted> {

@@ -78,6 +78,34 @@ impl Batch {
             + self.labels.as_ref().map_or(0, |l| l.len() * 4)
     }
 
+    /// BLAKE3 of what the `i`-th example holds, whichever batch or rank's part of one it stands in.
+    pub fn example_digest(&self, i: usize) -> String {
+        let mut hasher = blake3::Hasher::new();
+        fn part<T>(all: &[T], n: usize, i: usize) -> &[T] {
+            let len = all.len() / n.max(1);
+            &all[i * len..][..len]
+        }
+        let n = self.n();
+        if let Some(vision) = &self.vision {
+            hasher.update(format!("vision {}", vision.resolution).as_bytes());
+            hasher.update(part(&vision.pixels, n, i));
+            vision.kept.iter().flat_map(|kept| part(kept, n, i)).for_each(|k| _ = hasher.update(&k.to_le_bytes()));
+        }
+        if let Some(audio) = &self.audio {
+            hasher.update(format!("audio {}", audio.resolution).as_bytes());
+            part(&audio.log_mel, n, i).iter().for_each(|v| _ = hasher.update(&v.to_bits().to_le_bytes()));
+            audio.kept.iter().flat_map(|kept| part(kept, n, i)).for_each(|k| _ = hasher.update(&k.to_le_bytes()));
+        }
+        if let Some(text) = &self.text {
+            hasher.update(format!("text {}", text.n_tokens).as_bytes());
+            part(&text.ids, n, i).iter().for_each(|id| _ = hasher.update(&id.to_le_bytes()));
+        }
+        if let Some(labels) = &self.labels {
+            hasher.update(&labels[i].to_le_bytes());
+        }
+        hasher.finalize().to_hex().to_string()
+    }
+
     /// BLAKE3 of everything in the batch: two runs trained on the same bytes exactly if their digests agree.
     pub fn digest(&self) -> String {
         let mut hasher = blake3::Hasher::new();

@@ -12,9 +12,9 @@ use serde::{Deserialize, Serialize};
 #[serde(deny_unknown_fields)]
 pub struct TaskCursor {
     pub name: String,
-    /// Steps that trained this task.
+    /// Steps of this task, those that `skip` left out included.
     pub n_steps: u64,
-    /// Examples that those steps consumed; the next batch starts here.
+    /// Examples that those steps consumed.
     pub n_examples: u64,
 }
 
@@ -25,7 +25,7 @@ pub struct Cursor {
     /// The next step.
     pub step: u64,
     pub seed: u64,
-    /// [`crate::task::Mixture::digest`].
+    /// [`crate::task::Mixture::digest_before`] of `step`.
     pub mixture_digest: String,
     /// Digest of the manifest of every corpus, by corpus name.
     pub manifest_digests: BTreeMap<String, String>,

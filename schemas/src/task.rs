@@ -7,12 +7,14 @@
 use serde::{Deserialize, Serialize};
 
 mod check;
+mod phases;
 
 use crate::modality::Modality;
 use crate::resolution::{Patching, Resolution, n_kept};
 use crate::spectrogram::SpectrogramSpec;
 
 pub use check::TaskError;
+pub use phases::{Phase, RawChange, RawPhase, Shares, Skip};
 
 /// What a task minimises.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -63,9 +65,10 @@ impl Decode {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Augment {
-    /// Share of the picture's area that a crop keeps, least and greatest; `[1, 1]` with `aspect = [1, 1]` is a centre crop.
+    /// Share of the picture's area that a crop keeps, least and greatest; `[1, 1]` with `crop_aspect = [1, 1]` is a centre crop.
     pub crop_area: [f64; 2],
-    /// Width over height of the crop, least and greatest, log-uniform.
+    /// Width over height of the crop, as a multiple of the view's, least and greatest, log-uniform: 1 shows things in their
+    /// shape.
     pub crop_aspect: [f64; 2],
     /// Mirror left and right with probability one half. Off by default: captions name directions.
     pub flip: bool,
@@ -146,6 +149,11 @@ pub struct RawTask {
     pub working_side: Option<usize>,
     #[serde(default)]
     pub decode: Decode,
+    /// Each record comes at the views whose width over height is nearest to its own, and a batch holds records of one shape. Shapes
+    /// are read from the width and height columns when the corpora are opened, 4 bytes a row. A shape with fewer records than a batch
+    /// lends them to its neighbour.
+    #[serde(default)]
+    pub aspect_buckets: bool,
 }
 
 fn train_split() -> String {
@@ -166,6 +174,12 @@ pub struct RawMixture {
     #[serde(default)]
     pub spectrogram: SpectrogramSpec,
     pub tasks: Vec<RawTask>,
+    /// Changes of shares at given steps, in order. Those ahead of a checkpoint may be added or changed when it is resumed.
+    #[serde(default)]
+    pub phases: Vec<RawPhase>,
+    /// Windows of steps to leave out, in order: see [`Skip`]. Those ahead of a checkpoint, or at its step, may be added.
+    #[serde(default)]
+    pub skip: Vec<Skip>,
 }
 
 /// One way to see a task's examples. Holds: every size is cut by the patching; `n` is at least 1 (2 under NCE).
@@ -189,6 +203,14 @@ impl View {
     /// [`Resolution::Image`] or [`Resolution::Video`] if the task has a visual modality.
     pub fn vision(&self) -> Option<Resolution> {
         self.vision
+    }
+
+    /// Width and height in pixels, if there is a picture or a clip.
+    pub fn size(&self) -> Option<(usize, usize)> {
+        match self.vision? {
+            Resolution::Image { height, width } | Resolution::Video { height, width, .. } => Some((width, height)),
+            Resolution::Audio { .. } | Resolution::Text { .. } => None,
+        }
     }
 
     /// Source frames from one frame of a clip to the next.
@@ -234,6 +256,8 @@ pub struct Task {
     // Absent from the digest of mixtures that do without: checkpoints of before go on.
     #[serde(skip_serializing_if = "Decode::is_full")]
     decode: Decode,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    aspect_buckets: bool,
 }
 
 impl Task {
@@ -289,6 +313,32 @@ impl Task {
         self.decode
     }
 
+    /// Whether records are put together by shape; see [`RawTask::aspect_buckets`].
+    pub fn aspect_buckets(&self) -> bool {
+        self.aspect_buckets
+    }
+
+    /// Views (indices) that a record may come at, for each shape that a batch may have: all of them together, or by width over
+    /// height if the task has aspect buckets.
+    pub fn view_buckets(&self) -> Vec<Vec<usize>> {
+        if !self.aspect_buckets {
+            return vec![(0..self.views.len()).collect()];
+        }
+        let mut buckets: Vec<Vec<usize>> = Vec::new();
+        for (i, view) in self.views.iter().enumerate() {
+            let same = |bucket: &&mut Vec<usize>| {
+                bucket.first().is_some_and(|&first| {
+                    matches!((self.views[first].size(), view.size()), (Some((w, h)), Some((v, g))) if w * g == v * h)
+                })
+            };
+            match buckets.iter_mut().find(same) {
+                Some(bucket) => bucket.push(i),
+                None => buckets.push(vec![i]),
+            }
+        }
+        buckets
+    }
+
     /// Tokens of one example at `view`, all modalities together, after DropToken.
     pub fn n_tokens_per_example(&self, view: &View, patching: &Patching) -> usize {
         let count = |resolution: Option<Resolution>| resolution.map_or(0, |r| r.n_tokens(patching).unwrap_or(0));
@@ -306,6 +356,11 @@ pub struct Mixture {
     patching: Patching,
     spectrogram: SpectrogramSpec,
     tasks: Vec<Task>,
+    // Absent from the digest of mixtures that do without: checkpoints of before go on.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    phases: Vec<Phase>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    skip: Vec<Skip>,
 }
 
 impl Mixture {
@@ -335,10 +390,24 @@ impl Mixture {
         &self.tasks
     }
 
-    /// BLAKE3 of everything that decides which batches come.
-    pub fn digest(&self) -> String {
+    /// Changes of shares, in order of steps.
+    pub fn phases(&self) -> &[Phase] {
+        &self.phases
+    }
+
+    /// Batches that are left out before step `step`, on top of those left out before an earlier one.
+    pub fn n_left_out_at(&self, step: u64) -> u64 {
+        self.skip.binary_search_by_key(&step, |&[from, _]| from).map_or(0, |i| self.skip[i][1] - self.skip[i][0])
+    }
+
+    /// BLAKE3 of everything that decided which batches came before `step`: changes from `step` on do not count, so a run may go on
+    /// with others.
+    pub fn digest_before(&self, step: u64) -> String {
+        let mut past = self.clone();
+        past.phases.retain(|phase| phase.from_step < step);
+        past.skip.retain(|&[from, _]| from < step);
         // Field order is declaration order and floats print shortest round-trip, so equal mixtures give equal bytes.
-        let json = serde_json::to_vec(self).unwrap_or_default();
+        let json = serde_json::to_vec(&past).unwrap_or_default();
         blake3::hash(&json).to_hex().to_string()
     }
 }

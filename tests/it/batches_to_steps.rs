@@ -20,7 +20,7 @@ fn whole_path(world: &World, store: &Store, run: &Store) -> Vec<Step> {
     let report = world.ingest(store);
     assert_eq!(report.corpora.len(), 3);
     let config = world.train_config(8, 3);
-    let fitted = device::fit(&config, store, run).unwrap();
+    let fitted = device::fit(&config, store, run, &mut |_| {}).unwrap();
     assert_eq!((fitted.first_step, fitted.steps), (0, 8));
     assert_eq!(checkpoint::steps(run).unwrap(), [6, 8], "keep_checkpoints is 2, one every 3 steps and one at the end");
     let scores = device::eval(&config, store, run, &mut |_| {}).unwrap();
@@ -61,15 +61,15 @@ fn stopping_at_any_step_and_starting_again_repeats_the_same_steps_to_the_last_bi
     let store = world.local_store();
     world.ingest(&store);
     let whole = world.local_run("whole");
-    device::fit(&world.train_config(9, 9), &store, &whole).unwrap();
+    device::fit(&world.train_config(9, 9), &store, &whole, &mut |_| {}).unwrap();
     let wanted = steps_of(&whole);
     for stop in 1..9 {
         let run = world.local_run(&format!("stopped-{stop}"));
         let mut config = world.train_config(9, 9);
         config.steps = stop;
-        device::fit(&config, &store, &run).unwrap();
+        device::fit(&config, &store, &run, &mut |_| {}).unwrap();
         config.steps = 9;
-        let fitted = device::fit(&config, &store, &run).unwrap();
+        let fitted = device::fit(&config, &store, &run, &mut |_| {}).unwrap();
         assert_eq!(fitted.first_step, stop);
         assert_eq!(steps_of(&run), wanted, "stopped after {stop} steps");
     }
@@ -80,13 +80,13 @@ fn a_run_is_not_resumed_on_other_shards_or_another_mixture() {
     let world = World::new();
     let (store, run) = (world.local_store(), world.local_run("run"));
     world.ingest(&store);
-    device::fit(&world.train_config(2, 2), &store, &run).unwrap();
+    device::fit(&world.train_config(2, 2), &store, &run, &mut |_| {}).unwrap();
     let path = world.run_file(4, 2);
     let changed = std::fs::read_to_string(&path).unwrap().replace("seed = 11", "seed = 12");
     std::fs::write(&path, changed).unwrap();
     let raw: imp_trainer::config::RawTrain =
         imp_schemas::run_file::RunFile::read(&path).unwrap().table(&path, "train").unwrap();
-    let error = device::fit(&raw.try_into().unwrap(), &store, &run).unwrap_err().to_string();
+    let error = device::fit(&raw.try_into().unwrap(), &store, &run, &mut |_| {}).unwrap_err().to_string();
     assert!(error.contains("seed") && error.contains("11") && error.contains("12"), "{error}");
 }
 
@@ -95,12 +95,12 @@ fn a_damaged_checkpoint_is_named_and_never_used() {
     let world = World::new();
     let (store, run) = (world.local_store(), world.local_run("run"));
     world.ingest(&store);
-    device::fit(&world.train_config(2, 2), &store, &run).unwrap();
+    device::fit(&world.train_config(2, 2), &store, &run, &mut |_| {}).unwrap();
     let key = imp_schemas::checkpoint::checkpoint_keys(2).model;
     let mut bytes = run.get(&key).unwrap().to_vec();
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
     run.put(&key, bytes.into()).unwrap();
-    let error = device::fit(&world.train_config(4, 2), &store, &run).unwrap_err().to_string();
+    let error = device::fit(&world.train_config(4, 2), &store, &run, &mut |_| {}).unwrap_err().to_string();
     assert!(error.contains(&key) && error.contains("digest"), "{error}");
 }

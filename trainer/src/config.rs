@@ -225,8 +225,16 @@ fn check_eval(raw: &RawEval, mixture: &RawMixture) -> Result<Eval, ConfigError> 
         augment: Default::default(),
         working_side: raw.working_side,
         decode: Decode::Full,
+        aspect_buckets: false,
     };
-    let mixture = RawMixture { alternation: Default::default(), tasks: vec![task], ..mixture.clone() };
+    // Without what the run changes while it goes on: an evaluation has no steps.
+    let mixture = RawMixture {
+        alternation: Default::default(),
+        tasks: vec![task],
+        phases: Vec::new(),
+        skip: Vec::new(),
+        ..mixture.clone()
+    };
     let mixture = mixture.try_into().map_err(|source| ConfigError::Eval { name: raw.name.clone(), source })?;
     Ok(Eval {
         name: raw.name.clone(),

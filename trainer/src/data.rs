@@ -5,7 +5,8 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use imp_loader::{Bound, Loader, LoaderError, LoaderStats, Stages};
+use imp_loader::{Bound, Loader, LoaderError, LoaderStats, Rank, Stages, Watch};
+use imp_schemas::batch::Batch;
 use imp_schemas::store::Store;
 use serde::Serialize;
 
@@ -37,14 +38,42 @@ pub struct DataReport {
     pub stats: LoaderStats,
 }
 
-/// Takes `n_steps` batches from step 0 on; the trainer takes `step` for each.
+/// What [`measure`] does.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct DataOptions {
+    pub from_step: u64,
+    /// Batches to take after the first.
+    pub n_steps: u64,
+    /// What the trainer takes for a step.
+    pub step: Duration,
+    pub rank: Rank,
+}
+
+/// Looks on while batches are taken.
+pub trait Observer {
+    /// The loader is open.
+    fn opened(&mut self, _watch: &Watch) {}
+    /// A batch was handed out.
+    fn took(&mut self, _batch: &Batch) {}
+}
+
+/// Takes batches as `options` says.
 ///
 /// # Errors
 /// The loader cannot be opened, or failed.
-pub fn measure(config: &TrainConfig, store: &Store, n_steps: u64, step: Duration) -> Result<DataReport, LoaderError> {
+pub fn measure(
+    config: &TrainConfig,
+    store: &Store,
+    options: &DataOptions,
+    observer: &mut dyn Observer,
+) -> Result<DataReport, LoaderError> {
+    let &DataOptions { from_step, n_steps, step, rank } = options;
     let opened = Instant::now();
-    let mut loader = Loader::open(store, config.mixture.clone(), &config.loader, None)?;
-    loader.next()?;
+    let mut loader = Loader::open_at_step(store, config.mixture.clone(), &config.loader, from_step, rank)?;
+    observer.opened(&loader.watch());
+    let first = loader.next()?;
+    observer.took(&first);
+    loader.recycle(first);
     let first_batch_seconds = opened.elapsed().as_secs_f64();
     let before = loader.stats().stages;
     let started = Instant::now();
@@ -58,6 +87,8 @@ pub fn measure(config: &TrainConfig, store: &Store, n_steps: u64, step: Duration
         task.n_steps += 1;
         task.n_examples += batch.n() as u64;
         task.n_bytes += batch.n_bytes() as u64;
+        observer.took(&batch);
+        loader.recycle(batch);
     }
     let seconds = started.elapsed().as_secs_f64();
     let stats = loader.stats();
@@ -113,9 +144,10 @@ fn advice(bound: Bound, stages: &Stages, config: &TrainConfig) -> Vec<String> {
             }
         }
         Bound::Storage => advice.push(format!(
-            "reading holds batches up: set `train.mixture.shuffle_radius` so that reads lie side by side, raise \
-             `train.loader.max_buffered_mib` ({}) so that more are under way, or bring the store nearer",
-            loader.max_buffered_mib
+            "reading holds batches up: raise `train.loader.fetch_threads` ({}) and `train.loader.max_buffered_mib` ({}) so \
+             that more is under way, set `train.mixture.shuffle_radius` so that reads lie side by side, or bring the store \
+             nearer",
+            loader.fetch_threads, loader.max_buffered_mib
         )),
         Bound::Assembly => {
             advice.push(

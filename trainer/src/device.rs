@@ -3,6 +3,7 @@
 use dfdx::tensor::Cpu;
 #[cfg(feature = "cuda")]
 use dfdx::tensor::Cuda;
+use imp_loader::Watch;
 use imp_schemas::store::Store;
 
 use crate::config::TrainConfig;
@@ -56,11 +57,16 @@ fn open(config: &TrainConfig) -> Result<Device, DeviceError> {
 ///
 /// # Errors
 /// The device cannot be had, or training stopped.
-pub fn fit(config: &TrainConfig, store: &Store, run: &Store) -> Result<Fitted, DeviceError> {
+pub fn fit(
+    config: &TrainConfig,
+    store: &Store,
+    run: &Store,
+    opened: &mut dyn FnMut(&Watch),
+) -> Result<Fitted, DeviceError> {
     match open(config)? {
-        Device::Cpu(dev) => Ok(train::fit(config, store, run, &dev)?),
+        Device::Cpu(dev) => Ok(train::fit(config, store, run, &dev, opened)?),
         #[cfg(feature = "cuda")]
-        Device::Cuda(dev) => Ok(train::fit(config, store, run, &dev)?),
+        Device::Cuda(dev) => Ok(train::fit(config, store, run, &dev, opened)?),
     }
 }
 

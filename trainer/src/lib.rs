@@ -16,5 +16,6 @@ pub mod config;
 pub mod data;
 pub mod device;
 pub mod eval;
+pub mod ledger;
 pub mod metrics;
 pub mod train;

@@ -1,17 +1,27 @@
 //! `imp-train`: trains one encoder from shards, and scores its checkpoints.
 
+mod live;
+mod prometheus;
 mod tables;
 
+use std::io::Write;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
+use imp_loader::{Rank, SimulateOptions, Watch};
+use imp_schemas::batch::{Batch, ExampleId};
 use imp_schemas::run_file::RunFile;
 use imp_schemas::store::Store;
 use imp_trainer::config::{RawTrain, TrainConfig};
-use imp_trainer::{data, device, eval};
+use imp_trainer::data::{self, DataOptions, Observer};
+use imp_trainer::{device, eval};
 use miette::{IntoDiagnostic, Result, WrapErr, miette};
+
+use crate::live::Live;
+use crate::prometheus::Endpoint;
 
 /// Trains one IMP encoder by alternating gradient descent, and evaluates it.
 #[derive(Parser)]
@@ -30,6 +40,9 @@ enum Command {
         /// Stop after this many updates instead of `train.steps`; the learning-rate schedule stays the config's.
         #[arg(long)]
         steps: Option<u64>,
+        /// Serve the loader's totals for Prometheus at this address, under /metrics.
+        #[arg(long, value_name = "ADDR:PORT")]
+        serve_metrics: Option<SocketAddr>,
     },
     /// Score the newest checkpoint on the config's evaluations; writes `scores.json` into the run.
     Eval {
@@ -52,6 +65,49 @@ enum Command {
         /// Decoding threads, instead of `train.loader.decode_threads`.
         #[arg(long, value_name = "N")]
         decode_threads: Option<usize>,
+        /// The first step, counted from 0.
+        #[arg(long, value_name = "N", default_value_t = 0)]
+        from_step: u64,
+        /// This rank's part of every batch, counted from 0.
+        #[arg(long, value_name = "R", default_value_t = 0)]
+        rank: usize,
+        /// Number of ranks.
+        #[arg(long, value_name = "N", default_value_t = 1)]
+        ranks: usize,
+        /// Write a line of JSON for each batch: step, task, view, and of each example corpus, row, epoch and the BLAKE3 of what it
+        /// holds. Costs time.
+        #[arg(long, value_name = "FILE")]
+        digests: Option<PathBuf>,
+        /// Serve the loader's totals for Prometheus at this address, under /metrics.
+        #[arg(long, value_name = "ADDR:PORT")]
+        serve_metrics: Option<SocketAddr>,
+        /// One JSON object instead of tables.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Say what steps will read without reading it: requests, bytes, cache hits and time on a cluster, every shape that a batch may
+    /// have, and how well the order is shuffled. Reads manifests and the footers of shards.
+    Simulate {
+        #[command(flatten)]
+        place: Place,
+        /// Steps to walk.
+        #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..))]
+        steps: u64,
+        /// The first step, counted from 0.
+        #[arg(long, value_name = "N", default_value_t = 0)]
+        from_step: u64,
+        /// Number of ranks, each on a machine of its own.
+        #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+        ranks: u16,
+        /// Disk cache of each rank, GiB, instead of the config's.
+        #[arg(long, value_name = "GIB")]
+        cache_gib: Option<f64>,
+        /// Milliseconds until the first byte of an answer.
+        #[arg(long, value_name = "MS", default_value_t = 30.0)]
+        latency_ms: f64,
+        /// What one rank reads in a second, MiB.
+        #[arg(long, value_name = "MIB", default_value_t = 200.0)]
+        mib_per_second: f64,
         /// One JSON object instead of tables.
         #[arg(long)]
         json: bool,
@@ -100,10 +156,13 @@ fn main() -> ExitCode {
 
 fn command(command: Command) -> Result<()> {
     match command {
-        Command::Fit { place, steps } => {
+        Command::Fit { place, steps, serve_metrics } => {
             let (mut config, store, run) = open(&place)?;
             config.steps = steps.unwrap_or(config.steps);
-            let fitted = device::fit(&config, &store, &run).into_diagnostic()?;
+            let mut endpoint = bind(serve_metrics)?;
+            let mut opened =
+                |watch: &Watch| endpoint.take().into_iter().for_each(|endpoint| endpoint.serve(watch.clone()));
+            let fitted = device::fit(&config, &store, &run, &mut opened).into_diagnostic()?;
             if fitted.first_step >= fitted.steps {
                 println!("nothing to do: `{}` already has a checkpoint after {} steps", run.url(), fitted.first_step);
                 return Ok(());
@@ -135,14 +194,53 @@ fn command(command: Command) -> Result<()> {
             }
             Ok(())
         }
-        Command::Data { place, steps, step_ms, decode_threads, json } => {
+        Command::Data {
+            place,
+            steps,
+            step_ms,
+            decode_threads,
+            from_step,
+            rank,
+            ranks,
+            digests,
+            serve_metrics,
+            json,
+        } => {
             let (mut config, store) = open_data(&place)?;
             config.loader.decode_threads = decode_threads.unwrap_or(config.loader.decode_threads);
-            let report = data::measure(&config, &store, steps, Duration::from_millis(step_ms)).into_diagnostic()?;
+            let step = Duration::from_millis(step_ms);
+            let options = DataOptions { from_step, n_steps: steps, step, rank: Rank { rank, of: ranks } };
+            let mut onlooker = Onlooker {
+                lines: digests.as_deref().map(DigestLines::create).transpose()?,
+                endpoint: bind(serve_metrics)?,
+                live: Live::new(steps + 1),
+            };
+            let report = data::measure(&config, &store, &options, &mut onlooker).into_diagnostic()?;
+            onlooker.finish()?;
             if json {
                 println!("{}", serde_json::to_string(&report).into_diagnostic()?);
             } else {
                 print!("{}", tables::of_data(&report));
+            }
+            Ok(())
+        }
+        Command::Simulate { place, steps, from_step, ranks, cache_gib, latency_ms, mib_per_second, json } => {
+            let (config, store) = open_data(&place)?;
+            let gib = cache_gib.unwrap_or(0.0);
+            let options = SimulateOptions {
+                from_step,
+                n_steps: steps,
+                ranks: usize::from(ranks),
+                cache_bytes: (gib.max(0.0) * f64::from(1 << 30)) as u64,
+                latency_seconds: latency_ms / 1000.0,
+                bytes_per_second: mib_per_second * f64::from(1 << 20),
+                in_flight: config.loader.fetch_threads,
+            };
+            let simulated = imp_loader::simulate(&store, &config.mixture, &options).into_diagnostic()?;
+            if json {
+                println!("{}", serde_json::to_string(&simulated).into_diagnostic()?);
+            } else {
+                print!("{}", tables::of_simulated(&simulated));
             }
             Ok(())
         }
@@ -156,6 +254,71 @@ fn command(command: Command) -> Result<()> {
             }
             Ok(())
         }
+    }
+}
+
+fn bind(address: Option<SocketAddr>) -> Result<Option<Endpoint>> {
+    address.map(Endpoint::bind).transpose().into_diagnostic()
+}
+
+/// Whoever looks on while `data` takes batches.
+struct Onlooker {
+    lines: Option<DigestLines>,
+    endpoint: Option<Endpoint>,
+    live: Live,
+}
+
+impl Observer for Onlooker {
+    fn opened(&mut self, watch: &Watch) {
+        self.live.opened(watch);
+        self.endpoint.take().into_iter().for_each(|endpoint| endpoint.serve(watch.clone()));
+    }
+
+    fn took(&mut self, batch: &Batch) {
+        self.live.took(batch);
+        self.lines.iter_mut().for_each(|lines| lines.write(batch));
+    }
+}
+
+impl Onlooker {
+    fn finish(self) -> Result<()> {
+        self.lines.map_or(Ok(()), DigestLines::finish)
+    }
+}
+
+/// The file of `--digests`: a line is whole as soon as its batch was handed out.
+struct DigestLines {
+    path: PathBuf,
+    file: std::fs::File,
+    failed: Option<std::io::Error>,
+}
+
+impl DigestLines {
+    fn create(path: &Path) -> Result<Self> {
+        let file = std::fs::File::create(path)
+            .into_diagnostic()
+            .wrap_err_with(|| format!("cannot write `{}`", path.display()))?;
+        Ok(Self { path: path.to_owned(), file, failed: None })
+    }
+
+    fn write(&mut self, batch: &Batch) {
+        let examples: Vec<_> = (0..batch.n())
+            .map(|i| {
+                let ExampleId { corpus_idx, row, epoch } = batch.examples[i];
+                serde_json::json!([corpus_idx, row, epoch, batch.example_digest(i)])
+            })
+            .collect();
+        let line = serde_json::json!({
+            "step": batch.step, "task": batch.task_idx, "view": batch.view_idx, "examples": examples,
+        });
+        if let Err(error) = self.file.write_all(format!("{line}\n").as_bytes()) {
+            self.failed.get_or_insert(error);
+        }
+    }
+
+    fn finish(self) -> Result<()> {
+        let Some(error) = self.failed else { return Ok(()) };
+        Err(error).into_diagnostic().wrap_err_with(|| format!("cannot write `{}`", self.path.display()))
     }
 }
 

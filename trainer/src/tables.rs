@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use comfy_table::{Table, presets};
-use imp_loader::{ExplainedStep, StageSeconds};
+use imp_loader::{ExplainedStep, Simulated, StageSeconds};
 use imp_trainer::data::DataReport;
 use imp_trainer::eval::{Measure, Score};
 
@@ -95,6 +95,76 @@ pub fn of_data(report: &DataReport) -> String {
     for sentence in &report.advice {
         let _ = writeln!(out, "{sentence}");
     }
+    out
+}
+
+/// What steps will read, the shapes of batches, and the quality of the shuffle.
+pub fn of_simulated(simulated: &Simulated) -> String {
+    let mib = |n_bytes: f64| format!("{:.1}", n_bytes / f64::from(1 << 20));
+    let mut tasks = empty();
+    tasks.set_header([
+        "task",
+        "steps",
+        "examples",
+        "requests",
+        "MiB read",
+        "cached",
+        "pairs in a window",
+        "at random",
+        "correlation",
+    ]);
+    for (name, quality) in &simulated.shuffle {
+        let task = simulated.tasks.get(name).copied().unwrap_or_default();
+        tasks.add_row([
+            name.clone(),
+            task.n_steps.to_string(),
+            task.n_examples.to_string(),
+            task.n_requests.to_string(),
+            mib(task.n_bytes as f64),
+            task.n_cached.to_string(),
+            format!("{:.2}", quality.same_window_pairs),
+            format!("{:.2}", quality.same_window_pairs_if_random),
+            format!("{:+.4}", quality.position_correlation),
+        ]);
+    }
+    let mut shapes = empty();
+    shapes.set_header(["task", "view", "sizes", "batch", "tokens each", "MiB of arrays"]);
+    for shape in &simulated.shapes {
+        let sizes: Vec<String> = shape.sizes.iter().map(|(name, size)| format!("{name} {size}")).collect();
+        shapes.add_row([
+            shape.task.clone(),
+            shape.view.to_string(),
+            sizes.join(", "),
+            shape.n.to_string(),
+            shape.tokens.to_string(),
+            mib(shape.n_bytes as f64),
+        ]);
+    }
+    let mut out = format!("{shapes}\n{tasks}\n");
+    // Writing to a string cannot fail.
+    let _ = writeln!(
+        out,
+        "{} requests and {} MiB in {} steps of {} ranks: {:.0} requests for 1,000 examples, {} MiB a step and rank, {:.1} % from the cache",
+        simulated.n_requests,
+        mib(simulated.n_bytes as f64),
+        simulated.n_steps,
+        simulated.ranks,
+        simulated.requests_per_1000_examples,
+        mib(simulated.bytes_per_step),
+        100.0 * simulated.cache_hits,
+    );
+    let _ = writeln!(
+        out,
+        "besides, {} requests and {} MiB to open shards",
+        simulated.n_opening_requests,
+        mib(simulated.n_opening_bytes as f64)
+    );
+    let _ = writeln!(
+        out,
+        "reading takes {:.1} ms a step, held up by {}",
+        1000.0 * simulated.read_seconds_per_step,
+        simulated.bound_by
+    );
     out
 }
 

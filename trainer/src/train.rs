@@ -1,13 +1,13 @@
 //! The loop: alternating gradient descent over the mixture's tasks, one task a step.
 //!
-//! In: a checked config, a store with corpora, a run. Out: checkpoints and metrics in the run. Never: state outside the
+//! In: a checked config, a store with corpora, a run. Out: checkpoints, metrics and a ledger of replaced records in the run. Never: state outside the
 //! checkpoint; a run that is killed at any step and started again does the same steps on the same bytes.
 //! Source: Akbari et al. 2023, arXiv:2305.06324.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use imp_loader::{Loader, LoaderError};
+use imp_loader::{Loader, LoaderError, Watch};
 use imp_schemas::checkpoint::CheckpointMeta;
 use imp_schemas::modality::Modality;
 use imp_schemas::shard::Digest;
@@ -16,6 +16,7 @@ use imp_schemas::task::{Mixture, Objective, Task};
 
 use crate::checkpoint::{self, CheckpointError, Saved};
 use crate::config::TrainConfig;
+use crate::ledger::{Ledger, LedgerError};
 use crate::metrics::{Metrics, StepMetrics};
 use crate::model::{Classifier, Imp, ModelConfig, ModelError, Stream};
 use crate::ops::Backend;
@@ -45,6 +46,8 @@ pub enum TrainError {
     Model(#[from] ModelError),
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
     #[error("step {step}, task `{task}` failed; the newest checkpoint is the one before it")]
     Step { step: u64, task: String, source: ModelError },
     #[error(
@@ -53,14 +56,21 @@ pub enum TrainError {
     NoClasses { task: String, corpus: String },
 }
 
-/// Trains until `config.steps`, from the newest checkpoint of `run` if there is one.
+/// Trains until `config.steps`, from the newest checkpoint of `run` if there is one; `opened` gets the loader to look at.
 ///
 /// # Errors
 /// See [`TrainError`]; whatever stops a run leaves its checkpoints as they were.
-pub fn fit<D: Backend>(config: &TrainConfig, store: &Store, run: &Store, dev: &D) -> Result<Fitted, TrainError> {
+pub fn fit<D: Backend>(
+    config: &TrainConfig,
+    store: &Store,
+    run: &Store,
+    dev: &D,
+    opened: &mut dyn FnMut(&Watch),
+) -> Result<Fitted, TrainError> {
     let start = newest_checkpoint(run)?;
     let cursor = start.as_ref().map(|meta| &meta.cursor);
     let mut loader = Loader::open(store, config.mixture.clone(), &config.loader, cursor)?;
+    opened(&loader.watch());
     let model_config = model_config(config, loader.manifests())?;
     let tokenizer = tokenizer_digest(loader.manifests());
     let mut model = Imp::new(&model_config, config.mixture.seed(), dev)?;
@@ -71,11 +81,19 @@ pub fn fit<D: Backend>(config: &TrainConfig, store: &Store, run: &Store, dev: &D
     }
     let first_step = start.as_ref().map_or(0, |meta| meta.step);
     let mut metrics = Metrics::start(run, first_step, config.steps)?;
+    let mut ledger = Ledger::open(run)?;
     let (begin, mut waited) = (Instant::now(), 0.0);
 
     for step in first_step..config.steps {
         let step_begin = Instant::now();
-        let batch = loader.next()?;
+        let batch = match loader.next() {
+            Ok(batch) => batch,
+            Err(error) => {
+                // What stopped the run may be what the ledger is for.
+                ledger.add(run, &loader.stats().substituted)?;
+                return Err(error.into());
+            }
+        };
         let wait_seconds = step_begin.elapsed().as_secs_f64();
         let task = &config.mixture.tasks()[batch.task_idx];
         let lr = config.schedule.lr_at(step);
@@ -97,9 +115,11 @@ pub fn fit<D: Backend>(config: &TrainConfig, store: &Store, run: &Store, dev: &D
             wait_seconds,
             batch_digest: batch.digest(),
         });
+        loader.recycle(batch);
         let done = step + 1;
         if done.is_multiple_of(config.checkpoint_every) || done == config.steps {
             metrics.flush(done)?;
+            ledger.add(run, &loader.stats().substituted)?;
             let saved =
                 Saved { step: done, cursor: loader.cursor(), tokenizer_digest: &tokenizer, config: &config.raw };
             checkpoint::save(run, &model, &optimizer, &saved, config.keep_checkpoints)?;

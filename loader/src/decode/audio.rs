@@ -91,14 +91,15 @@ impl Sounds {
 }
 
 /// Input samples of a block. An even number of the shortest possible blocks: the filter's delay is half a block, and only
-/// then is that a whole number of samples on both sides, so that nothing is shifted by a fraction of one.
+/// then is that a whole number of samples on both sides, so that nothing is shifted by a fraction of one. A power of two of them:
+/// transforms of lengths with a large prime factor take twice as long.
 fn block_len(from: usize, to: usize) -> usize {
     let (mut a, mut b) = (from, to);
     while b > 0 {
         (a, b) = (b, a % b);
     }
-    let shortest = from / a.max(1);
-    2 * MIN_BLOCK.div_ceil(2 * shortest.max(1)) * shortest
+    let shortest = (from / a.max(1)).max(1);
+    MIN_BLOCK.div_ceil(shortest).next_power_of_two().max(2) * shortest
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@
 pub mod audio;
 pub mod image;
 pub mod log_mel;
-mod planes;
+pub mod planes;
 pub mod video;
 
 use std::sync::Arc;
@@ -19,6 +19,7 @@ use imp_schemas::task::{Decode, View};
 use crate::augment::{CropBox, Draw, Draws, Jitter, centre_box, flip, kept_tokens, random_box};
 use crate::cache::{Cache, CacheKey, Form, Held};
 use crate::error::ContentFault;
+use crate::pool::Pool;
 use crate::recipe::Recipe;
 use crate::record::{Meta, Record};
 use audio::{Placement, Sounds};
@@ -47,17 +48,20 @@ pub struct Workbench {
     planes: PlaneResizer,
     sounds: Sounds,
     cache: Arc<Cache>,
+    /// Of the pixels of examples.
+    pool: Arc<Pool>,
     limits: MediaLimits,
 }
 
 impl Workbench {
-    pub fn new(tables: &Arc<MelTables>, cache: &Arc<Cache>) -> Self {
+    pub fn new(tables: &Arc<MelTables>, cache: &Arc<Cache>, pool: &Arc<Pool>) -> Self {
         let (pixels, sounds) = (Pixels::default(), Sounds::new(tables));
         Self {
             pixels,
             planes: PlaneResizer::default(),
             sounds,
             cache: Arc::clone(cache),
+            pool: Arc::clone(pool),
             limits: MediaLimits::default(),
         }
     }
@@ -117,7 +121,7 @@ impl Workbench {
         height: usize,
         width: usize,
     ) -> Result<Vec<u8>, ContentFault> {
-        let mut out = vec![0; height * width * 3];
+        let mut out = self.pool.take(height * width * 3);
         let form = Form::Picture { side: recipe.working_side, decode: recipe.decode };
         if let Some(Held::Pictures(held)) = record.form(form) {
             let picture = held.first().ok_or(ContentFault::NoMedium)?;
@@ -194,7 +198,7 @@ impl Workbench {
         let rng = (!recipe.evaluates()).then_some(&mut start);
         let wanted = video::clip_frames(n, frames, view.stride(), rng);
         let frame_len = height * width * 3;
-        let mut out = vec![0; frames * frame_len];
+        let mut out = self.pool.take(frames * frame_len);
         if let Some(all) = self.all_frames(recipe, record, n)? {
             for (to, &i) in out.chunks_exact_mut(frame_len).zip(&wanted) {
                 let frame = all.get(i).ok_or_else(|| impossible(all.len()))?;
@@ -336,7 +340,7 @@ fn key(record: &Record, form: Form) -> CacheKey {
 /// The part of a picture of this width and height that the example shows; frames of one size get one part.
 fn crop_of(recipe: &Recipe, draws: &Draws, of: (usize, usize), height: usize, width: usize) -> CropBox {
     match &recipe.augment {
-        Some(augment) => random_box(&mut draws.rng(Draw::Crop), of.0, of.1, augment),
+        Some(augment) => random_box(&mut draws.rng(Draw::Crop), of.0, of.1, (width, height), augment),
         None => centre_box(of.0, of.1, width, height),
     }
 }

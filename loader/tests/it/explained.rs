@@ -68,7 +68,7 @@ fn a_scaled_decode_is_the_same_whatever_the_machinery_and_shows_what_a_full_one_
         .replace("\"batch\": 6", "\"batch\": 6, \"decode\": \"scaled\"")
         .replace("\"batch\": 5", "\"batch\": 5, \"decode\": \"scaled\"");
     let (full, scaled) = (mixture(MIXTURE), mixture(&scaled));
-    assert_ne!(full.digest(), scaled.digest());
+    assert_ne!(full.digest_before(1), scaled.digest_before(1));
     let plain = LoaderSettings { decoded_cache_mib: 0, decode_threads: 1, ..LoaderSettings::default() };
     let busy = LoaderSettings { decoded_cache_mib: 64, decode_threads: 3, ..LoaderSettings::default() };
     let want = batches(&store, &full, &plain, 30);

@@ -9,5 +9,6 @@ mod batches;
 mod decoded;
 mod explained;
 mod faults;
+mod ranks;
 mod shards;
 mod stores;

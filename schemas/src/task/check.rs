@@ -2,7 +2,8 @@
 //!
 //! In: [`RawMixture`]. Out: [`Mixture`]. Never: looks at a corpus; what depends on one is checked when it is opened.
 
-use super::{Alternation, Mixture, Objective, RawMixture, RawTask, RawView, Task, View};
+use super::phases::{check_phases, check_skip};
+use super::{Alternation, Decode, Mixture, Objective, RawMixture, RawTask, RawView, Task, View};
 use crate::modality::Modality;
 use crate::resolution::{Patching, Resolution, ShapeError};
 use crate::spectrogram::{SpectrogramError, SpectrogramSpec};
@@ -16,6 +17,8 @@ pub enum TaskError {
     Value { task: String, key: String, found: String, rule: String },
     #[error("task `{task}`, view {view_idx}: {source}")]
     Shape { task: String, view_idx: usize, source: ShapeError },
+    #[error("`train.mixture.{place}` is {found}, must be {rule}")]
+    Change { place: String, found: String, rule: String },
     #[error("{0}")]
     Spectrogram(#[from] SpectrogramError),
     #[error("two tasks are named `{0}`; metrics and the cursor go by name")]
@@ -48,6 +51,8 @@ impl TryFrom<RawMixture> for Mixture {
             }
             tasks.push(task);
         }
+        let phases = check_phases(&raw.phases, &tasks, raw.alternation)?;
+        check_skip(&raw.skip)?;
         Ok(Self {
             seed: raw.seed,
             alternation: raw.alternation,
@@ -55,6 +60,8 @@ impl TryFrom<RawMixture> for Mixture {
             patching: raw.patching,
             spectrogram: raw.spectrogram,
             tasks,
+            phases,
+            skip: raw.skip,
         })
     }
 }
@@ -157,7 +164,15 @@ fn check_task(
         augment: raw.augment,
         working_side: raw.working_side,
         decode: raw.decode,
+        aspect_buckets: raw.aspect_buckets,
     };
+    let visual = n_of(&[Modality::Image, Modality::Video]) > 0;
+    rules.hold(
+        raw.decode == Decode::Full || n_of(&[Modality::Image]) > 0,
+        "decode",
+        "scaled",
+        "absent, because the task has no image",
+    )?;
     for (view_idx, view) in raw.views.iter().enumerate() {
         let mut view = check_view(&raw, view_idx, view, patching, spectrogram)?;
         let per_example = task.n_tokens_per_example(&view, patching);
@@ -180,6 +195,13 @@ fn check_task(
         )?;
         task.views.push(view);
     }
+    let n_shapes = task.view_buckets().len();
+    rules.hold(
+        !raw.aspect_buckets || (visual && n_shapes > 1),
+        "aspect_buckets",
+        format!("true with {n_shapes} shape"),
+        "false, or the task's views be pictures or clips of at least two shapes",
+    )?;
     Ok(task)
 }
 
@@ -251,6 +273,47 @@ mod tests {
         let mixture = check(TASK).unwrap();
         let sizes: Vec<usize> = mixture.tasks()[0].views().iter().map(View::n).collect();
         assert_eq!(sizes, [800 / (64 + 16), 800 / (32 + 16)]);
+    }
+
+    #[test]
+    fn changes_count_from_their_step_on() {
+        let phase = "[[phases]]\nfrom_step = 100\n[phases.tasks.captions]\nview_weights = [0.0, 1.0]\n";
+        let plain = check(TASK).unwrap();
+        let changed = check(&format!("skip = [[50, 60]]\n{TASK}{phase}")).unwrap();
+        assert_eq!(changed.phases()[0].shares[0].views, [0.0, 1.0]);
+        assert_eq!([49, 50, 51].map(|step| changed.n_left_out_at(step)), [0, 10, 0]);
+        assert_eq!(changed.digest_before(50), plain.digest_before(1000), "neither has happened yet");
+        assert_ne!(changed.digest_before(51), plain.digest_before(51));
+        assert_eq!(changed.digest_before(51), changed.digest_before(100));
+        assert_ne!(changed.digest_before(101), changed.digest_before(100));
+        // The digest of a mixture without changes is that of before there were any.
+        assert!(!serde_json::to_string(&plain).unwrap().contains("phases"));
+
+        let cases = [
+            (phase.replace("100", "0"), "phases[0].from_step` is 0, must be above 0"),
+            (phase.replace("captions", "caption"), "must be among the tasks: `captions`"),
+            (phase.replace("[0.0, 1.0]", "[1.0]"), "must be 2 numbers of at least 0"),
+            (phase.replace("[0.0, 1.0]", "[0.0, 0.0]"), "a view keeps a share"),
+            (phase.replace("view_weights = [0.0, 1.0]", "weight = 0.0"), "every task paused"),
+            (phase.replace("view_weights = [0.0, 1.0]", "interval = 2"), "absent unless `alternation = \"intervals\"`"),
+        ];
+        for (phase, want) in cases {
+            let message = check(&format!("{TASK}{phase}")).unwrap_err().to_string();
+            assert!(message.contains(want), "{phase}: {message}");
+        }
+        let message = check(&format!("skip = [[60, 60]]\n{TASK}")).unwrap_err().to_string();
+        assert!(message.contains("skip[0]` is [60, 60]"), "{message}");
+    }
+
+    #[test]
+    fn views_of_one_shape_are_one_bucket() {
+        let views = "[{ height = 64, width = 64, text_tokens = 16 }, { height = 32, width = 64, text_tokens = 16 }, \
+            { height = 16, width = 16, text_tokens = 16 }]";
+        let at = TASK.find("[{ height").unwrap();
+        let config = format!("{}{views}\naspect_buckets = true\n", &TASK[..at]);
+        assert_eq!(check(&config).unwrap().tasks()[0].view_buckets(), [vec![0, 2], vec![1]]);
+        let message = check(&format!("{TASK}\naspect_buckets = true\n")).unwrap_err().to_string();
+        assert!(message.contains("at least two shapes"), "{message}");
     }
 
     #[test]
