@@ -5,9 +5,9 @@
 use std::sync::Arc;
 
 use arrow::array::{
-    Array, ArrayRef, AsArray, BinaryArray, BooleanArray, Float32Array, Int32Array, ListArray, StringArray,
+    Array, ArrayRef, AsArray, BinaryArray, BooleanArray, Float32Array, Int32Array, Int64Array, ListArray, StringArray,
 };
-use arrow::datatypes::{Float32Type, Int32Type};
+use arrow::datatypes::{Float32Type, Int32Type, Int64Type};
 use arrow::record_batch::RecordBatch;
 use imp_schemas::modality::RecordKind;
 use imp_schemas::record::{column, media_column};
@@ -27,6 +27,8 @@ pub struct Meta {
     pub height: Option<usize>,
     /// Of a video.
     pub has_audio: Option<bool>,
+    /// Of a sound: Hz, and samples of a channel.
+    pub sound: Option<(u32, u64)>,
     /// Evaluation only.
     pub key: String,
     /// Evaluation only.
@@ -93,7 +95,7 @@ pub fn wanted_columns(kind: RecordKind, full: bool) -> Vec<String> {
         RecordKind::VideoText => {
             wanted.extend([column::WIDTH, column::HEIGHT, column::NUM_FRAMES, column::FPS, column::HAS_AUDIO]);
         }
-        RecordKind::AudioText => {}
+        RecordKind::AudioText => wanted.extend([column::SAMPLING_RATE, column::NUM_SAMPLES]),
     }
     if full {
         wanted.extend([column::KEY, column::CAPTIONS]);
@@ -112,6 +114,8 @@ pub struct Columns {
     num_frames: Option<Int32Array>,
     fps: Option<Float32Array>,
     has_audio: Option<BooleanArray>,
+    sampling_rate: Option<Int32Array>,
+    num_samples: Option<Int64Array>,
     key: Option<StringArray>,
     captions: Option<ListArray>,
     pub media: BinaryArray,
@@ -145,6 +149,13 @@ impl Columns {
             } else {
                 None
             },
+            sampling_rate: if kind == RecordKind::AudioText { Some(int(column::SAMPLING_RATE)?) } else { None },
+            num_samples: if kind == RecordKind::AudioText {
+                let name = column::NUM_SAMPLES;
+                Some(typed(get(name)?, name, |a| a.as_primitive_opt::<Int64Type>().cloned())?)
+            } else {
+                None
+            },
             key: if full {
                 Some(typed(get(column::KEY)?, column::KEY, |a| a.as_string_opt::<i32>().cloned())?)
             } else {
@@ -173,6 +184,10 @@ impl Columns {
             width: number(&self.width),
             height: number(&self.height),
             has_audio: self.has_audio.as_ref().filter(|c| c.is_valid(i)).map(|c| c.value(i)),
+            sound: number(&self.sampling_rate).zip(self.num_samples.as_ref()).and_then(|(rate, n)| {
+                let n = if n.is_valid(i) { u64::try_from(n.value(i)).ok() } else { None };
+                u32::try_from(rate).ok().filter(|&rate| rate > 0).zip(n.filter(|&n| n > 0))
+            }),
             key: self.key.as_ref().map_or(String::new(), |c| c.value(i).to_owned()),
             captions: self.captions.as_ref().map_or(Vec::new(), |c| strings(c, i)),
         }

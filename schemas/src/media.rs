@@ -22,7 +22,7 @@ mod wav;
 
 use crate::reject::RejectReason;
 
-pub use audio::{AudioMeta, Waveform, check_audio, read_audio};
+pub use audio::{AudioMeta, Waveform, check_audio, read_audio, read_audio_part};
 pub use image::{ImageMeta, read_image};
 pub use planes::{Needed, Plane, Planes, read_planes};
 pub use video::{Keyframe, VideoMeta, read_frames, read_video};

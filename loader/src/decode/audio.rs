@@ -3,6 +3,7 @@
 //! In: a decoded waveform. Out: `[frames, mels]`. Never: a sound that decides the size: it is cut or padded to the view.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use imp_schemas::media::Waveform;
@@ -47,28 +48,63 @@ impl Sounds {
 
     /// The samples of `waveform` at the spectrogram's rate.
     pub fn resample(&mut self, waveform: Waveform) -> Result<Vec<f32>, ContentFault> {
-        let impossible = |what, found: String| ContentFault::Impossible { what, found };
         if waveform.samples.is_empty() {
-            return Err(impossible("a sound of", "0 samples".to_owned()));
+            return Err(ContentFault::Impossible { what: "a sound of", found: "0 samples".to_owned() });
         }
         if waveform.sampling_rate == self.sample_rate {
             return Ok(waveform.samples);
         }
-        let (from, to) = (waveform.sampling_rate, self.sample_rate);
-        let failed =
-            |e: &dyn std::fmt::Display| impossible("a sound that cannot be resampled:", format!("{from} Hz, {e}"));
-        let resampler = match self.resamplers.entry(from) {
+        let failed = failed(waveform.sampling_rate);
+        let resampler = self.resampler(waveform.sampling_rate)?;
+        let n = waveform.samples.len();
+        let input = InterleavedSlice::new(&waveform.samples, 1, n).map_err(|e| failed(&e))?;
+        Ok(resampler.process_all(&input, n, None).map_err(|e| failed(&e))?.take_data())
+    }
+
+    /// How many samples [`Sounds::resample`] makes of `n` at `rate` Hz.
+    pub fn resampled_len(&self, rate: u32, n: u64) -> usize {
+        if rate == self.sample_rate {
+            return n as usize;
+        }
+        (f64::from(self.sample_rate) / f64::from(rate) * n as f64).ceil() as usize
+    }
+
+    /// Samples `part` of what [`Sounds::resample`] would make of the whole sound, to the bit; `read` gives samples of the sound, which
+    /// has `n` of them at `rate` Hz. A block of the resampler depends on itself and the one before it.
+    pub fn resample_part(
+        &mut self,
+        rate: u32,
+        n: u64,
+        part: Range<usize>,
+        read: impl FnOnce(Range<u64>) -> Result<Waveform, ContentFault>,
+    ) -> Result<Vec<f32>, ContentFault> {
+        if rate == self.sample_rate {
+            return Ok(read(part.start as u64..part.end as u64)?.samples);
+        }
+        let resampler = self.resampler(rate)?;
+        let (from, to) = (resampler.input_frames_next(), resampler.output_frames_next());
+        let delay = resampler.output_delay();
+        let first = ((part.start + delay) / to).saturating_sub(1);
+        let past = (part.end + delay).div_ceil(to);
+        let wanted = (first * from) as u64..((past * from) as u64).min(n);
+        let resampled = self.resample(read(wanted)?)?;
+        let (start, end) = (part.start - first * to, part.end - first * to);
+        let found =
+            || ContentFault::Impossible { what: "a part of a sound of", found: format!("{} samples", resampled.len()) };
+        resampled.get(start..end).map(<[f32]>::to_vec).ok_or_else(found)
+    }
+
+    fn resampler(&mut self, from: u32) -> Result<&mut Fft<f32>, ContentFault> {
+        let to = self.sample_rate;
+        Ok(match self.resamplers.entry(from) {
             std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
             std::collections::hash_map::Entry::Vacant(entry) => {
                 let window = WindowFunction::BlackmanHarris2;
                 let block = block_len(from as usize, to as usize);
                 let made = Fft::new_custom(from as usize, to as usize, block, 1, 1, window, FixedSync::Both);
-                entry.insert(made.map_err(|e| failed(&e))?)
+                entry.insert(made.map_err(|e| failed(from)(&e))?)
             }
-        };
-        let n = waveform.samples.len();
-        let input = InterleavedSlice::new(&waveform.samples, 1, n).map_err(|e| failed(&e))?;
-        Ok(resampler.process_all(&input, n, None).map_err(|e| failed(&e))?.take_data())
+        })
     }
 
     /// Samples that `frames` frames of a view span.
@@ -88,6 +124,10 @@ impl Sounds {
         }
         self.log_mel.log_mel(&frame)
     }
+}
+
+fn failed(rate: u32) -> impl Fn(&dyn std::fmt::Display) -> ContentFault {
+    move |e| ContentFault::Impossible { what: "a sound that cannot be resampled:", found: format!("{rate} Hz, {e}") }
 }
 
 /// Input samples of a block. An even number of the shortest possible blocks: the filter's delay is half a block, and only
@@ -128,6 +168,29 @@ mod tests {
                 // The first and last 50 ms hold the filter's edges.
                 let error = got[800..15_200].iter().zip(&want[800..]).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
                 assert!(error < 2e-3, "{rate} Hz, tone of {hz} Hz: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_part_is_what_the_whole_has_there_to_the_bit() {
+        for rate in [8_000, 11_025, 16_000, 22_050, 44_100, 48_000, 96_000] {
+            let samples: Vec<f32> =
+                tone(rate, 440.0, 1.3).iter().zip(tone(rate, 1234.5, 1.3)).map(|(a, b)| a + 0.3 * b).collect();
+            let n = samples.len() as u64;
+            let whole = sounds().resample(Waveform { sampling_rate: rate, samples: samples.clone() }).unwrap();
+            assert_eq!(sounds().resampled_len(rate, n), whole.len(), "{rate}");
+            let mut sounds = sounds();
+            for part in [0..700, 1..8192, 3000..3001, 5000..13_192, whole.len() - 9000..whole.len(), 0..whole.len()] {
+                let mut n_read = 0;
+                let got = sounds.resample_part(rate, n, part.clone(), |range| {
+                    n_read = range.end - range.start;
+                    let samples = samples[range.start as usize..range.end as usize].to_vec();
+                    Ok(Waveform { sampling_rate: rate, samples })
+                });
+                assert_eq!(got.unwrap(), whole[part.clone()], "{rate} Hz, {part:?}");
+                let few = part.len() as u64 * u64::from(rate) / 16_000 + 4 * block_len(rate as usize, 16_000) as u64;
+                assert!(n_read <= few, "{rate} Hz, {part:?}: {n_read}");
             }
         }
     }

@@ -12,7 +12,9 @@ pub mod video;
 use std::sync::Arc;
 
 use imp_schemas::batch::ExampleId;
-use imp_schemas::media::{MediaLimits, Needed, Picture, Planes, read_audio, read_frames, read_image, read_planes};
+use imp_schemas::media::{
+    MediaLimits, Needed, Picture, Planes, read_audio, read_audio_part, read_frames, read_image, read_planes,
+};
 use imp_schemas::resolution::{Resolution, n_kept};
 use imp_schemas::task::{Decode, View};
 
@@ -301,27 +303,44 @@ impl Workbench {
         if record.meta.has_audio == Some(false) {
             return Err(ContentFault::NoSound);
         }
-        let samples = match record.form(Form::Sound) {
-            Some(Held::Sound(samples)) => Arc::clone(samples),
-            _ => {
-                let bytes = record.medium().ok_or(ContentFault::NoMedium)?;
-                let (_, waveform) = read_audio(bytes, &self.limits)?;
-                let samples = Arc::new(self.sounds.resample(waveform)?);
-                self.cache.put(key(record, Form::Sound), Held::Sound(Arc::clone(&samples)));
-                samples
-            }
-        };
         let wanted = self.sounds.n_samples(frames);
         let shift = recipe.augment.as_ref().is_some_and(|a| a.time_shift);
-        let place = |room: usize| {
-            if shift { draws.rng(Draw::Shift).below(room as u64 + 1) as usize } else { room / 2 }
-        };
-        let placement = if samples.len() <= wanted {
-            Placement::Pad(place(wanted - samples.len()))
-        } else {
-            let room = samples.len() - wanted;
-            let with_clip = start_seconds.map(|s| (s * f64::from(self.sounds.sample_rate())).round() as usize);
+        let rate = f64::from(self.sounds.sample_rate());
+        let placed = |n: usize| {
+            let place = |room: usize| {
+                if shift { draws.rng(Draw::Shift).below(room as u64 + 1) as usize } else { room / 2 }
+            };
+            if n <= wanted {
+                return Placement::Pad(place(wanted - n));
+            }
+            let room = n - wanted;
+            let with_clip = start_seconds.map(|s| (s * rate).round() as usize);
             Placement::Cut(with_clip.map_or_else(|| place(room), |at| at.min(room)))
+        };
+        let bytes = || record.medium().ok_or(ContentFault::NoMedium);
+        // What will not be kept is decoded no farther than the view reaches.
+        let part = record.meta.sound.and_then(|(rate, n)| {
+            let len = self.sounds.resampled_len(rate, n);
+            let kept = self.cache.has_room(len * size_of::<f32>());
+            match placed(len) {
+                Placement::Cut(at) if !kept => Some((rate, n, at)),
+                Placement::Cut(_) | Placement::Pad(_) => None,
+            }
+        });
+        let (samples, placement) = match (record.form(Form::Sound), part) {
+            (Some(Held::Sound(samples)), _) => (Arc::clone(samples), placed(samples.len())),
+            (_, Some((rate, n, at))) => {
+                let (bytes, limits) = (bytes()?, &self.limits);
+                let read = |part| Ok(read_audio_part(bytes, limits, part)?);
+                (Arc::new(self.sounds.resample_part(rate, n, at..at + wanted, read)?), Placement::Cut(0))
+            }
+            _ => {
+                let (_, waveform) = read_audio(bytes()?, &self.limits)?;
+                let samples = Arc::new(self.sounds.resample(waveform)?);
+                self.cache.put(key(record, Form::Sound), Held::Sound(Arc::clone(&samples)));
+                let placement = placed(samples.len());
+                (samples, placement)
+            }
         };
         let gain_db = recipe.augment.as_ref().map_or(0.0, |a| a.gain_db);
         let gain = if gain_db > 0.0 {

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arrow::array::{
-    ArrayRef, BinaryArray, BooleanArray, Float32Array, Int32Array, Int32Builder, ListBuilder, RecordBatch, StringArray,
-    StringBuilder, StructArray, new_null_array,
+    ArrayRef, BinaryArray, BooleanArray, Float32Array, Int32Array, Int32Builder, Int64Array, ListBuilder, RecordBatch,
+    StringArray, StringBuilder, StructArray, new_null_array,
 };
 use bytes::Bytes;
 use image::{Rgb, RgbImage};
@@ -174,6 +174,14 @@ impl<'a> Corpus<'a> {
         columns.insert(column::TOKENS, Arc::new(tokens.finish()));
         columns.insert(column::LABEL_ID, Arc::new(rows.iter().map(|r| r.label).collect::<Int32Array>()));
         columns.insert(media_column(self.kind), Arc::new(media));
+        if self.kind == RecordKind::AudioText {
+            // A row of something else than sound says nothing.
+            let sounds = || rows.iter().map(|row| hound::WavReader::new(&row.medium[..]).ok());
+            let rates = sounds().map(|sound| Some(sound?.spec().sample_rate as i32));
+            columns.insert(column::SAMPLING_RATE, Arc::new(rates.collect::<Int32Array>()));
+            let lengths = sounds().map(|sound| Some(i64::from(sound?.duration())));
+            columns.insert(column::NUM_SAMPLES, Arc::new(lengths.collect::<Int64Array>()));
+        }
         if self.kind != RecordKind::AudioText {
             columns.insert(column::WIDTH, Arc::new(rows.iter().map(|r| Some(r.size.0)).collect::<Int32Array>()));
             columns.insert(column::HEIGHT, Arc::new(rows.iter().map(|r| Some(r.size.1)).collect::<Int32Array>()));

@@ -1,9 +1,10 @@
 //! WAV, AU, AIFF, CAF, FLAC, MP3, Ogg Vorbis, Opus, AAC, ALAC; and the sound track of an MP4 or Matroska → samples.
 //!
-//! In: the bytes of a sound or a video. Out: one channel of samples, whole. Never: part of a sound with the length of the
-//! whole, a sample that is no number, resampling, memory on a header's word.
+//! In: the bytes of a sound or a video. Out: one channel of samples, whole or the part that was asked for. Never: part of a sound
+//! with the length of the whole, a sample that is no number, resampling, memory on a header's word.
 
 use std::io::{Cursor, ErrorKind};
+use std::ops::Range;
 
 use symphonia::core::codecs::CodecParameters;
 use symphonia::core::codecs::audio::{
@@ -49,7 +50,24 @@ const RATES: std::ops::RangeInclusive<u32> = 1_000..=768_000;
 /// # Errors
 /// See [`MediaError`]; a video without a sound track is [`MediaError::UnsupportedCodec`].
 pub fn read_audio(bytes: &[u8], limits: &MediaLimits) -> Result<(AudioMeta, Waveform), MediaError> {
-    decode(bytes, limits, true)
+    decode(bytes, limits, Keep::All)
+}
+
+/// Samples `part` (per channel, counted from the start) of a sound, as [`read_audio`] has them: what comes behind them is not decoded,
+/// nor what comes before where the codec does without it. Damage outside of the part may go unseen.
+///
+/// # Errors
+/// As [`read_audio`]; a part that goes past the end is [`MediaError::Truncated`].
+pub fn read_audio_part(bytes: &[u8], limits: &MediaLimits, part: Range<u64>) -> Result<Waveform, MediaError> {
+    decode(bytes, limits, Keep::Part(part)).map(|(_, waveform)| waveform)
+}
+
+/// Which samples are kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Keep {
+    None,
+    All,
+    Part(Range<u64>),
 }
 
 /// Decodes a sound as [`read_audio`] does and keeps none of it: memory is that of a packet, however long the sound.
@@ -57,21 +75,21 @@ pub fn read_audio(bytes: &[u8], limits: &MediaLimits) -> Result<(AudioMeta, Wave
 /// # Errors
 /// As [`read_audio`].
 pub fn check_audio(bytes: &[u8], limits: &MediaLimits) -> Result<AudioMeta, MediaError> {
-    decode(bytes, limits, false).map(|(meta, _)| meta)
+    decode(bytes, limits, Keep::None).map(|(meta, _)| meta)
 }
 
-fn decode(bytes: &[u8], limits: &MediaLimits, keeps: bool) -> Result<(AudioMeta, Waveform), MediaError> {
+fn decode(bytes: &[u8], limits: &MediaLimits, keep: Keep) -> Result<(AudioMeta, Waveform), MediaError> {
     if bytes.is_empty() {
         return Err(MediaError::Empty);
     }
-    let read = caught(|| read_here(bytes, limits, keeps));
+    let read = caught(|| read_here(bytes, limits, keep.clone()));
     #[cfg(feature = "ffmpeg")]
-    let read = super::or_system(read, || super::ffmpeg::read_audio(bytes, limits, keeps));
+    let read = super::or_system(read, || super::ffmpeg::read_audio(bytes, limits, keep));
     read
 }
 
 /// By the decoders in Rust.
-fn read_here(bytes: &[u8], limits: &MediaLimits, keeps: bool) -> Result<(AudioMeta, Waveform), MediaError> {
+fn read_here(bytes: &[u8], limits: &MediaLimits, keep: Keep) -> Result<(AudioMeta, Waveform), MediaError> {
     if let Some(codec) = known_but(bytes) {
         return Err(unsupported(codec));
     }
@@ -82,14 +100,18 @@ fn read_here(bytes: &[u8], limits: &MediaLimits, keeps: bool) -> Result<(AudioMe
     let track = track.ok_or_else(|| unsupported(NO_SOUND))?;
     let Some(CodecParameters::Audio(params)) = &track.codec_params else { return Err(unsupported(NO_SOUND)) };
     let (track_id, n_claimed) = (track.id, track.num_frames);
+    let counts_samples =
+        track.time_base.is_some_and(|base| base.numer.get() == 1 && params.sample_rate == Some(base.denom.get()));
     let mut decoder = Decoder::new(params)?;
     let codec = decoder.codec;
-    let mut sound = Sound::new(limits, keeps);
+    let skips = counts_samples && decoder.is_independent();
+    let mut sound = Sound::new(limits, keep);
     let mut interleaved: Vec<f32> = Vec::new();
     let mut n_packets = 0_u64;
     let mut last_packet = Box::default();
     loop {
-        let place = || format!("packet {n_packets}");
+        let packet_idx = n_packets;
+        let place = || format!("packet {packet_idx}");
         let packet = match format.next_packet() {
             Ok(Some(packet)) => packet,
             Ok(None) => break,
@@ -98,9 +120,15 @@ fn read_here(bytes: &[u8], limits: &MediaLimits, keeps: bool) -> Result<(AudioMe
         if packet.track_id != track_id {
             continue;
         }
+        n_packets += 1;
+        if skips && sound.pass_over(packet.dur.get()) {
+            continue;
+        }
         let (rate, channels) = decoder.decode(&packet, &mut interleaved, &place)?;
         sound.push(rate, channels, &interleaved)?;
-        n_packets += 1;
+        if sound.has_enough() {
+            return sound.finish_part();
+        }
         last_packet = packet.data;
     }
     if let Some(lead_in) = decoder.opus_lead_in {
@@ -135,6 +163,11 @@ enum DecoderKind {
 }
 
 impl Decoder {
+    /// Whether packets decode without those before them.
+    fn is_independent(&self) -> bool {
+        self.codec == "flac" || self.codec.starts_with("pcm_")
+    }
+
     fn new(params: &AudioCodecParameters) -> Result<Self, MediaError> {
         if params.codec == id::CODEC_ID_OPUS {
             let decoder = opus::Decoder::new(params.extra_data.as_deref().unwrap_or_default())?;
@@ -258,15 +291,15 @@ pub(super) struct Sound<'l> {
     pub channels: usize,
     /// Per channel, so far.
     n_samples: usize,
-    /// Empty if none are kept.
+    /// Those that are kept.
     samples: Vec<f32>,
-    keeps: bool,
+    keep: Keep,
     limits: &'l MediaLimits,
 }
 
 impl<'l> Sound<'l> {
-    pub(super) fn new(limits: &'l MediaLimits, keeps: bool) -> Self {
-        Self { rate: 0, channels: 0, n_samples: 0, samples: Vec::new(), keeps, limits }
+    pub(super) fn new(limits: &'l MediaLimits, keep: Keep) -> Self {
+        Self { rate: 0, channels: 0, n_samples: 0, samples: Vec::new(), keep, limits }
     }
 
     fn truncate(&mut self, n_samples: usize) {
@@ -274,12 +307,27 @@ impl<'l> Sound<'l> {
         self.samples.truncate(n_samples);
     }
 
+    /// Counts `n_samples` that need not be decoded, because all of them come before the part that is kept.
+    fn pass_over(&mut self, n_samples: u64) -> bool {
+        let Keep::Part(part) = &self.keep else { return false };
+        let end = self.n_samples as u64 + n_samples;
+        if n_samples > 0 && end <= part.start {
+            self.n_samples = end as usize;
+        }
+        n_samples > 0 && end <= part.start
+    }
+
+    /// Whether the part that is kept is there.
+    pub(super) fn has_enough(&self) -> bool {
+        matches!(&self.keep, Keep::Part(part) if self.n_samples as u64 >= part.end)
+    }
+
     pub(super) fn push(&mut self, rate: u32, channels: usize, interleaved: &[f32]) -> Result<(), MediaError> {
         let corrupt = |detail: String| Err(MediaError::Corrupt { detail });
         if interleaved.is_empty() || channels == 0 {
             return Ok(());
         }
-        if self.n_samples == 0 {
+        if self.rate == 0 {
             (self.rate, self.channels) = (rate, channels);
         }
         if (rate, channels) != (self.rate, self.channels) {
@@ -293,20 +341,44 @@ impl<'l> Sound<'l> {
         if found > self.limits.max_samples {
             return Err(MediaError::TooLarge { what: "samples of the sound", found, limit: self.limits.max_samples });
         }
-        if let Some(at) = interleaved.iter().position(|s| !s.is_finite()) {
+        if has_no_number(interleaved)
+            && let Some(at) = interleaved.iter().position(|s| !s.is_finite())
+        {
             return corrupt(format!("sample {} is {}", self.n_samples + at / channels, interleaved[at]));
         }
-        self.n_samples += interleaved.len() / channels;
-        if !self.keeps {
-            return Ok(());
-        }
-        if channels == 1 {
-            self.samples.extend_from_slice(interleaved);
-        } else {
-            let share = 1.0 / channels as f32;
-            self.samples.extend(interleaved.chunks_exact(channels).map(|frame| frame.iter().sum::<f32>() * share));
+        let (before, n) = (self.n_samples as u64, interleaved.len() / channels);
+        self.n_samples += n;
+        let kept = match &self.keep {
+            Keep::None => return Ok(()),
+            Keep::All => 0..n,
+            Keep::Part(part) => {
+                let within = |at: u64| at.saturating_sub(before).min(n as u64) as usize;
+                within(part.start)..within(part.end)
+            }
+        };
+        let kept = &interleaved[kept.start * channels..kept.end * channels];
+        match channels {
+            1 => self.samples.extend_from_slice(kept),
+            // Written out for the compiler's sake: two channels are what most sounds have.
+            2 => self.samples.extend(kept.as_chunks::<2>().0.iter().map(|[left, right]| (left + right) * 0.5)),
+            _ => {
+                let share = 1.0 / channels as f32;
+                self.samples.extend(kept.chunks_exact(channels).map(|frame| frame.iter().sum::<f32>() * share));
+            }
         }
         Ok(())
+    }
+
+    /// A part of a sound, without what is said of the whole.
+    pub(super) fn finish_part(self) -> Result<(AudioMeta, Waveform), MediaError> {
+        let meta = AudioMeta {
+            sampling_rate: self.rate,
+            channels: self.channels,
+            num_samples: self.samples.len() as u64,
+            duration: self.samples.len() as f64 / f64::from(self.rate.max(1)),
+            codec: String::new(),
+        };
+        Ok((meta, Waveform { sampling_rate: self.rate, samples: self.samples }))
     }
 
     pub(super) fn finish(
@@ -316,6 +388,13 @@ impl<'l> Sound<'l> {
         bytes: &[u8],
     ) -> Result<(AudioMeta, Waveform), MediaError> {
         let num_samples = self.n_samples as u64;
+        if let Keep::Part(part) = &self.keep {
+            if num_samples >= part.end {
+                return self.finish_part();
+            }
+            let detail = format!("samples {} to {} of a sound of {num_samples}", part.start, part.end);
+            return Err(MediaError::Truncated { detail });
+        }
         if num_samples == 0 {
             return Err(MediaError::Corrupt { detail: "the file holds no samples".to_owned() });
         }
@@ -341,6 +420,12 @@ impl<'l> Sound<'l> {
         };
         Ok((meta, Waveform { sampling_rate: self.rate, samples: self.samples }))
     }
+}
+
+/// Whether a sample is infinite or not a number: all of its exponent's bits are set. A greatest value is found many at a time.
+fn has_no_number(samples: &[f32]) -> bool {
+    const EXPONENT: u32 = 0x7F80_0000;
+    samples.iter().fold(0, |most, sample| most.max(sample.to_bits() & EXPONENT)) == EXPONENT
 }
 
 /// Whether the last page says that it is the last: an Ogg file has no other length.

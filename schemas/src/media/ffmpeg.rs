@@ -10,19 +10,19 @@ use std::ops::ControlFlow;
 
 use self::frame::Frame;
 use self::libav::{Codec, Input, Kind, Packet};
-use super::audio::{AudioMeta, Sound, Waveform};
+use super::audio::{AudioMeta, Keep, Sound, Waveform};
 use super::video::{self, Clip, Keyframe, Needed, VideoMeta};
 use super::{MediaError, MediaLimits, Picture, first_bytes, h264, matroska, mp4, rgb};
 
 /// Decodes a sound, or the sound track of a video, whole.
-pub(super) fn read_audio(bytes: &[u8], limits: &MediaLimits, keeps: bool) -> Result<(AudioMeta, Waveform), MediaError> {
+pub(super) fn read_audio(bytes: &[u8], limits: &MediaLimits, keep: Keep) -> Result<(AudioMeta, Waveform), MediaError> {
     let mut track = Track::open(bytes, Kind::Sound, limits)?;
-    let mut sound = Sound::new(limits, keeps);
+    let mut sound = Sound::new(limits, keep);
     let mut interleaved = Vec::new();
     track.decode(&mut |_| Ok(()), &mut |frame| {
         let (rate, channels) = frame.samples(&mut interleaved)?;
         sound.push(rate, channels, &interleaved)?;
-        Ok(ControlFlow::Continue(()))
+        Ok(if sound.has_enough() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
     })?;
     let facts = track.input.facts(track.stream_idx);
     let n_claimed = facts.claimed.map(|seconds| (seconds * f64::from(sound.rate)) as u64);
