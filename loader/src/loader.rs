@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use imp_schemas::batch::Batch;
 use imp_schemas::cursor::Cursor;
@@ -144,6 +144,21 @@ impl Loader {
         if let Some(vision) = batch.vision {
             self.watch.shared.pools.batches.give(vision.pixels);
         }
+    }
+
+    /// As [`Loader::next`], for a caller that must look up now and then; `None` if the batch is not there within `limit`. The
+    /// next call waits on for the same batch.
+    ///
+    /// # Errors
+    /// As [`Loader::next`].
+    pub fn next_within(&mut self, limit: Duration) -> Result<Option<Batch>, LoaderError> {
+        let mut clock = Clock::since(&self.watch.trainer, self.handed_at);
+        clock.worked();
+        let ready = self.pipeline.next_within(limit);
+        self.handed_at = Some(clock.waited_for_input());
+        let Some(ready) = ready? else { return Ok(None) };
+        self.plan.skip(&mut self.consumed);
+        Ok(Some(ready.batch))
     }
 
     /// What [`Loader::next`] has handed out, not what was prefetched.

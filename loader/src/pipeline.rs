@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crossbeam::channel::{Receiver, Sender, bounded};
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use imp_schemas::batch::{Batch, ExampleId};
 
 use crate::assemble::Assembler;
@@ -167,6 +167,18 @@ impl Pipeline {
     /// The next batch; `None` when there are no more, or after an error.
     pub fn next(&self) -> Option<Result<Ready, LoaderError>> {
         self.ready.as_ref()?.recv().ok()
+    }
+
+    /// As [`Pipeline::next`], but `None` if it is not there within `limit`.
+    ///
+    /// # Errors
+    /// The batch's own; [`LoaderError::Stopped`] when there are no more.
+    pub fn next_within(&self, limit: Duration) -> Result<Option<Ready>, LoaderError> {
+        match self.ready.as_ref().ok_or(LoaderError::Stopped)?.recv_timeout(limit) {
+            Ok(ready) => ready.map(Some),
+            Err(RecvTimeoutError::Timeout) => Ok(None),
+            Err(RecvTimeoutError::Disconnected) => Err(LoaderError::Stopped),
+        }
     }
 
     fn spawn(&mut self, name: String, body: impl FnOnce() + Send + 'static) -> Result<(), LoaderError> {

@@ -15,10 +15,11 @@ const MAX_TEST_LINES: usize = 900;
 const SKIPPED: [&str; 4] = ["target", "runs", ".git", "golden"];
 
 /// Which of our crates each may depend on; `tests` is the kit, whose tests see everything through dev-dependencies.
-const ARROWS: [(&str, &[&str]); 6] = [
+const ARROWS: [(&str, &[&str]); 7] = [
     ("schemas", &[]),
     ("ingest", &["imp-schemas"]),
     ("loader", &["imp-schemas"]),
+    ("loader/python", &["imp-schemas", "imp-loader"]),
     ("trainer", &["imp-schemas", "imp-loader"]),
     ("tests", &["imp-schemas"]),
     ("ops", &["imp-schemas", "imp-ingest", "imp-loader", "imp-trainer", "imp-tests"]),

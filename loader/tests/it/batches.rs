@@ -1,6 +1,7 @@
 //! The promises about batches: the same bytes whatever the machinery, from any step on.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use imp_loader::{EvalLoader, EvalSpec, Loader, LoaderSettings};
 use imp_schemas::batch::Batch;
@@ -93,6 +94,24 @@ fn resuming_at_any_step_repeats_the_same_batches() {
         assert_eq!(digests(&[before, after].concat()), digests(&whole), "resumed at {at}");
         assert_eq!(last, end);
     }
+}
+
+#[test]
+fn a_wait_that_is_given_up_loses_no_batch() {
+    let (_dir, store) = three_corpora();
+    let settings = LoaderSettings::default();
+    let (whole, end) = take(&store, &settings, None, 24);
+    let mut loader = Loader::open(&store, mixture(MIXTURE), &settings, None).unwrap();
+    let (mut batches, mut n_given_up) = (Vec::new(), 0);
+    while batches.len() < 24 {
+        match loader.next_within(Duration::from_micros(1)).unwrap() {
+            Some(batch) => batches.push(batch),
+            None => n_given_up += 1,
+        }
+        assert_eq!(loader.cursor().step, batches.len() as u64);
+    }
+    assert!(n_given_up > 0);
+    assert_eq!((digests(&batches), loader.cursor()), (digests(&whole), end));
 }
 
 #[test]
