@@ -152,6 +152,23 @@ def test_a_state_of_what_was_consumed_resumes_at_the_next_step(store):
         assert_same(take(loader, 2), wanted[:2])
 
 
+def test_ranks_cut_one_batch_and_a_state_resumes_any_number_of_them(store):
+    with Loader(store, MIXTURE) as whole:
+        wanted = take(whole, 12)
+    with Loader(store, MIXTURE, rank=0, ranks=2) as first, Loader(store, MIXTURE, rank=1, ranks=2) as second:
+        parts = list(zip(take(first, 12), take(second, 12)))
+        state = first.state_dict()
+        assert state == second.state_dict()
+    for batch, (a, b) in zip(wanted, parts):
+        assert (batch.step, batch.task) == (a.step, a.task) == (b.step, b.task)
+        for name, array in batch.arrays().items():
+            assert np.array_equal(np.concatenate([a.arrays()[name], b.arrays()[name]]), array), name
+    with Loader(store, MIXTURE, state=state) as whole:
+        assert next(iter(whole)).step == 12
+    with pytest.raises(LoaderError, match="rank 2 of 2"):
+        Loader(store, MIXTURE, rank=2, ranks=2)
+
+
 def test_a_run_file_opens_as_imp_train_opens_it(store, tmp_path):
     text = """
         seed = 3

@@ -16,6 +16,7 @@ class LoaderError(RuntimeError):
 class Settings(TypedDict, total=False):
     """`[train.loader]` of a run file: how fast batches come, never what is in them."""
 
+    fetch_threads: int
     decode_threads: int
     prefetch_batches: int
     max_buffered_mib: int
@@ -75,6 +76,8 @@ class Loader:
         *,
         state: Mapping[str, Any] | None = None,
         options: Mapping[str, str] | None = None,
+        rank: int = 0,
+        ranks: int = 1,
         **settings: Unpack[Settings],
     ) -> Self: ...
     @staticmethod
@@ -84,6 +87,8 @@ class Loader:
         store: str | PathLike[str] | None = None,
         state: Mapping[str, Any] | None = None,
         options: Mapping[str, str] | None = None,
+        rank: int = 0,
+        ranks: int = 1,
         **settings: Unpack[Settings],
     ) -> Loader: ...
     def __iter__(self) -> Self: ...

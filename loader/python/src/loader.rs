@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use imp_loader::{Loader, LoaderSettings};
+use imp_loader::{Loader, LoaderSettings, Rank};
 use imp_schemas::cursor::Cursor;
 use imp_schemas::resolution::{Resolution, n_kept};
 use imp_schemas::store::Store;
@@ -35,7 +35,9 @@ const SLICE: Duration = Duration::from_millis(50);
 ///     mixture: the table `[train.mixture]` of a run file as TOML text, or as a dictionary of the same keys.
 ///     state: where to start, as `state_dict` gave it; None is step 0.
 ///     options: for `s3://`, object_store's options (`aws_endpoint`, `aws_access_key_id`, ...) in place of the variables `AWS_*`.
-///     settings: `decode_threads`, `prefetch_batches`, `max_buffered_mib`, `decoded_cache_mib`, `max_substituted`, as in
+///     rank, ranks: which part of every batch is wanted: ranks cut the global batch, so that what a step trains on does not depend on
+///         their number, and a state of one of them resumes any number.
+///     settings: `decode_threads`, `fetch_threads`, `prefetch_batches`, `max_buffered_mib`, `decoded_cache_mib`, `max_substituted`, as in
 ///         `[train.loader]`; they change how fast batches come, never what is in them.
 ///
 /// Raises:
@@ -51,6 +53,7 @@ struct Opened {
     store: Store,
     mixture: Mixture,
     settings: LoaderSettings,
+    rank: Rank,
     process: u32,
     state: Mutex<State>,
 }
@@ -66,11 +69,12 @@ impl PyLoader {
         store: Store,
         mixture: Mixture,
         settings: LoaderSettings,
+        rank: Rank,
         start: Option<&Cursor>,
     ) -> Result<Self, WheelError> {
-        let loader = py.detach(|| Loader::open(&store, mixture.clone(), &settings, start))?;
+        let loader = py.detach(|| Loader::open_rank(&store, mixture.clone(), &settings, start, rank))?;
         let state = Mutex::new(State::Open(Box::new(loader)));
-        Ok(Self { opened: Arc::new(Opened { store, mixture, settings, process: std::process::id(), state }) })
+        Ok(Self { opened: Arc::new(Opened { store, mixture, settings, rank, process: std::process::id(), state }) })
     }
 
     /// Does `with` without the interpreter, which others need while this waits for the lock.
@@ -143,13 +147,16 @@ impl Drop for PyLoader {
 #[pymethods]
 impl PyLoader {
     #[new]
-    #[pyo3(signature = (store, mixture, *, state = None, options = None, **settings))]
+    #[pyo3(signature = (store, mixture, *, state = None, options = None, rank = 0, ranks = 1, **settings))]
+    #[expect(clippy::too_many_arguments, reason = "each is an argument of the Python class by name")]
     fn new(
         py: Python<'_>,
         store: &Bound<'_, PyAny>,
         mixture: &Bound<'_, PyAny>,
         state: Option<&Bound<'_, PyAny>>,
         options: Option<BTreeMap<String, String>>,
+        rank: usize,
+        ranks: usize,
         settings: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<Self> {
         let mixture = config::mixture(mixture)?;
@@ -157,7 +164,7 @@ impl PyLoader {
         let start = state.map(config::cursor).transpose()?;
         let url = config::url(store)?;
         let store = py.detach(|| config::store(&url, options))?;
-        Ok(Self::open(py, store, mixture, settings, start.as_ref())?)
+        Ok(Self::open(py, store, mixture, settings, Rank { rank, of: ranks }, start.as_ref())?)
     }
 
     /// A loader by the run file of `imp-train`: its `store`, `[train.mixture]` and `[train.loader]`.
@@ -165,15 +172,18 @@ impl PyLoader {
     /// Args:
     ///     path: the run file.
     ///     store: in place of the file's.
-    ///     state, options, settings: as for `Loader`; settings in place of the file's.
+    ///     state, options, rank, ranks, settings: as for `Loader`; settings in place of the file's.
     #[staticmethod]
-    #[pyo3(signature = (path, *, store = None, state = None, options = None, **settings))]
+    #[pyo3(signature = (path, *, store = None, state = None, options = None, rank = 0, ranks = 1, **settings))]
+    #[expect(clippy::too_many_arguments, reason = "each is an argument of the Python function by name")]
     fn from_run_file(
         py: Python<'_>,
         path: PathBuf,
         store: Option<&Bound<'_, PyAny>>,
         state: Option<&Bound<'_, PyAny>>,
         options: Option<BTreeMap<String, String>>,
+        rank: usize,
+        ranks: usize,
         settings: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<Self> {
         let (of_file, mixture, of_loader) = config::run_file(&path)?;
@@ -181,7 +191,7 @@ impl PyLoader {
         let start = state.map(config::cursor).transpose()?;
         let url = store.map(config::url).transpose()?.unwrap_or(of_file);
         let store = py.detach(|| config::store(&url, options))?;
-        Ok(Self::open(py, store, mixture, settings, start.as_ref())?)
+        Ok(Self::open(py, store, mixture, settings, Rank { rank, of: ranks }, start.as_ref())?)
     }
 
     fn __iter__(this: Py<Self>) -> Py<Self> {
@@ -228,8 +238,8 @@ impl PyLoader {
     fn load_state_dict(&self, py: Python<'_>, state: &Bound<'_, PyAny>) -> PyResult<()> {
         let start = config::cursor(state)?;
         self.with(py, |_| Ok(()))?; // Not in a fork.
-        let Opened { store, mixture, settings, .. } = &*self.opened;
-        let loader = py.detach(|| Loader::open(store, mixture.clone(), settings, Some(&start)));
+        let Opened { store, mixture, settings, rank, .. } = &*self.opened;
+        let loader = py.detach(|| Loader::open_rank(store, mixture.clone(), settings, Some(&start), *rank));
         let loader = Box::new(loader.map_err(WheelError::from)?);
         Ok(self.replace(py, |_| State::Open(loader))?)
     }
