@@ -17,6 +17,7 @@ use crate::decode::image::Pixels;
 use crate::decode::log_mel::MelTables;
 use crate::decode::planes::PlaneResizer;
 use crate::plan::{Plan, PlanState};
+use crate::shuffle::{ShuffleQuality, quality};
 
 /// Tools of one decoding thread.
 pub struct Bench {
@@ -87,6 +88,11 @@ impl Steps {
     /// Rows of the next step's examples.
     pub fn advance(&mut self) -> Vec<u64> {
         self.plan.advance(&mut self.state).examples.iter().map(|example| example.row).collect()
+    }
+
+    /// How well the first task is shuffled, in batches of `n`.
+    pub fn quality(&self, n: usize, radius: Option<u64>) -> ShuffleQuality {
+        quality(&self.plan, 0, n, radius)
     }
 
     /// Bytes of the cursor's JSON.

@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::plan::Plan;
 
 /// Examples that are looked at: an epoch, or as many.
-const MAX_EXAMPLES: u64 = 1 << 17;
+const MAX_EXAMPLES: u64 = 1 << 20;
 /// Rows of a neighbourhood, where the shuffle has no windows.
 const NEIGHBOURHOOD: u64 = 256;
 

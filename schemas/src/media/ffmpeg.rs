@@ -275,6 +275,31 @@ mod tests {
     use super::*;
 
     #[test]
+    fn frames_of_h264_are_those_of_the_decoder_in_rust_to_the_bit() {
+        let shared = std::env::var_os("IMP_SHARED").expect("set IMP_SHARED to the folder with golden/ and data/");
+        let data = std::path::Path::new(&shared).join("data");
+        let text = std::fs::read(data.join("ref/video/frames.json")).unwrap();
+        let json: serde_json::Value = serde_json::from_slice(&text).unwrap();
+        let limits = MediaLimits::default();
+        let mut n_compared = 0;
+        for clip in json["clips"].as_array().unwrap() {
+            let bytes = std::fs::read(data.join(clip["path"].as_str().unwrap())).unwrap();
+            let Ok(clip) = video::open(&bytes, &limits) else { continue };
+            let n = clip.units.len();
+            for wanted in [vec![0], vec![n - 1], vec![n / 2, n / 2, n - 1], (n / 3..n).step_by(2).take(16).collect()] {
+                let needed = clip.needed(&wanted).unwrap();
+                let (mut here, mut there) = (Vec::new(), Vec::new());
+                video::read_units(&clip, &needed, &wanted, &limits, &mut |i, p| here.push((i, p))).unwrap();
+                read_units(&clip, &needed, &wanted, &limits, &mut |i, p| there.push((i, p))).unwrap();
+                assert_eq!(here.iter().map(|(i, _)| *i).collect::<Vec<_>>(), wanted);
+                assert!(here == there, "{wanted:?} of {n} frames");
+                n_compared += wanted.len();
+            }
+        }
+        assert!(n_compared > 100, "{n_compared}");
+    }
+
+    #[test]
     fn frames_are_those_of_ffmpeg_to_the_bit_and_at_its_times() {
         let shared = std::env::var_os("IMP_SHARED").expect("set IMP_SHARED to the folder with golden/ and data/");
         let data = std::path::Path::new(&shared).join("data");

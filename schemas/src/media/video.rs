@@ -109,7 +109,7 @@ fn read_frames_here(
 
 /// By the decoder in Rust: it gives a frame for each unit, so those that are shown later than they are decoded are kept.
 #[cfg_attr(all(feature = "ffmpeg", not(test)), expect(dead_code, reason = "libav's decoder is the faster one"))]
-fn read_units(
+pub(super) fn read_units(
     clip: &Clip<'_>,
     needed: &[Needed],
     wanted: &[usize],
@@ -174,7 +174,7 @@ pub(super) struct Clip<'a> {
     pub has_audio: bool,
 }
 
-fn open<'a>(bytes: &'a [u8], limits: &MediaLimits) -> Result<Clip<'a>, MediaError> {
+pub(super) fn open<'a>(bytes: &'a [u8], limits: &MediaLimits) -> Result<Clip<'a>, MediaError> {
     let known_but = |codec: &str| Err(unsupported(codec));
     let mut clip = match bytes {
         [] => return Err(MediaError::Empty),
@@ -282,7 +282,7 @@ fn check_params(params: &StreamParams, limits: &MediaLimits) -> Result<(), Media
 impl Clip<'_> {
     /// What of the clip must be decoded for the frames `wanted`, in decoding order: from the last place before them where decoding
     /// may start, and no frame that only shows itself.
-    fn needed(&self, wanted: &[usize]) -> Result<Vec<Needed>, MediaError> {
+    pub(super) fn needed(&self, wanted: &[usize]) -> Result<Vec<Needed>, MediaError> {
         let mut shown: Vec<usize> = (0..self.units.len()).collect();
         shown.sort_by_key(|&unit_idx| (self.units[unit_idx].pts_us, unit_idx));
         let mut frame_of_unit = vec![0; shown.len()];
