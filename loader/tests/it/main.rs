@@ -9,5 +9,6 @@ mod batches;
 mod decoded;
 mod explained;
 mod faults;
+mod remote;
 mod shards;
 mod stores;
