@@ -1,5 +1,7 @@
 //! Settings of the machinery: threads, queues, bytes. None of them changes a byte of a batch.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
 use crate::error::LoaderError;
@@ -18,6 +20,15 @@ pub struct LoaderSettings {
     pub max_buffered_mib: usize,
     /// Decoded working copies kept from epoch to epoch, MiB; 0 keeps none.
     pub decoded_cache_mib: usize,
+    /// Folder that keeps what was read of shards in a remote store, for later epochs and runs; absent, none does. Relative to where
+    /// the program is started; any number of processes of a machine may share it. Not used where `store` is a folder.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disk_cache: Option<PathBuf>,
+    /// Most that `disk_cache` may take, GiB; leave room on the disk for whatever else is written there.
+    pub disk_cache_gib: usize,
+    /// Silence of a request to a remote store after which it is made a second time, milliseconds; 0 never does. At most one
+    /// request in sixteen is. S3 says that a first byte takes 100 to 200 ms, so the default is only met by the few that hang.
+    pub hedge_after_ms: u64,
     /// Records of one corpus that may turn out not to decode before the run stops.
     pub max_substituted: u64,
 }
@@ -44,6 +55,9 @@ impl Default for LoaderSettings {
             prefetch_batches: 4,
             max_buffered_mib: 512,
             decoded_cache_mib: 512,
+            disk_cache: None,
+            disk_cache_gib: 64,
+            hedge_after_ms: 500,
             max_substituted: 32,
         }
     }
@@ -61,6 +75,9 @@ impl LoaderSettings {
         within("decode_threads", self.decode_threads, 1, 1024, "between 1 and 1024")?;
         within("prefetch_batches", self.prefetch_batches, 1, 4096, "between 1 and 4096")?;
         within("max_buffered_mib", self.max_buffered_mib, 1, 1 << 24, "between 1 and 16777216")?;
-        within("decoded_cache_mib", self.decoded_cache_mib, 0, 1 << 24, "at most 16777216")
+        within("decoded_cache_mib", self.decoded_cache_mib, 0, 1 << 24, "at most 16777216")?;
+        within("disk_cache_gib", self.disk_cache_gib, 1, 1 << 20, "between 1 and 1048576")?;
+        let hedge_after_ms = usize::try_from(self.hedge_after_ms).unwrap_or(usize::MAX);
+        within("hedge_after_ms", hedge_after_ms, 0, 600_000, "at most 600000")
     }
 }

@@ -18,7 +18,7 @@ use crate::config::LoaderSettings;
 use crate::corpora::Split;
 use crate::decode::log_mel::MelTables;
 use crate::error::LoaderError;
-use crate::fetch::Fetcher;
+use crate::fetch::{self, Fetcher};
 use crate::open::{check_modalities, snapshot};
 use crate::pipeline::{Pipeline, Planner, Pools, Ready, Shared};
 use crate::plan::StepPlan;
@@ -93,7 +93,7 @@ impl EvalLoader {
         let filter_rate = f64::from(spec.spectrogram.sample_rate);
         let shared = Arc::new(Shared {
             fetcher: Fetcher {
-                store: store.clone(),
+                store: fetch::reading(store, settings, [&snapshot]),
                 splits: vec![split],
                 // Each row is read once.
                 cache: Arc::new(Cache::new(0)),

@@ -6,15 +6,34 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use imp_schemas::batch::ExampleId;
-use imp_schemas::store::Store;
+use imp_schemas::store::disk_cache::DiskCache;
+use imp_schemas::store::sealed::Reading;
+use imp_schemas::store::{Snapshot, Store};
 
 use crate::cache::{Cache, CacheKey, Form, Held};
+use crate::config::LoaderSettings;
 use crate::corpora::Split;
 use crate::error::LoaderError;
 use crate::recipe::Recipe;
 use crate::record::{Columns, Place, Record, wanted_columns};
+
+/// `store` as the settings want it read, for a run over these snapshots.
+pub fn reading<'a>(
+    store: &Store,
+    settings: &LoaderSettings,
+    snapshots: impl IntoIterator<Item = &'a Snapshot>,
+) -> Store {
+    if !store.is_remote() {
+        return store.clone();
+    }
+    let kept = snapshots.into_iter().flat_map(|snapshot| &snapshot.manifest.shards).map(|shard| &shard.digest);
+    let disk = settings.disk_cache.as_ref();
+    let disk = disk.map(|folder| DiskCache::open(folder, (settings.disk_cache_gib as u64) << 30, kept));
+    store.reading(Reading::new(Duration::from_millis(settings.hedge_after_ms), disk))
+}
 
 /// Reads rows; shared by all threads.
 pub struct Fetcher {

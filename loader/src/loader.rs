@@ -17,7 +17,7 @@ use crate::cache::Cache;
 use crate::config::{LoaderSettings, Rank};
 use crate::decode::log_mel::MelTables;
 use crate::error::LoaderError;
-use crate::fetch::Fetcher;
+use crate::fetch::{self, Fetcher};
 use crate::open::{self, Opened};
 use crate::pipeline::{Pipeline, Planner, Pools, Shared};
 use crate::plan::{Plan, PlanState};
@@ -97,7 +97,7 @@ impl Loader {
         let spectrogram = mixture.spectrogram();
         let shared = Arc::new(Shared {
             fetcher: Fetcher {
-                store: store.clone(),
+                store: fetch::reading(store, settings, opened.manifests.values()),
                 splits: opened.splits,
                 cache: Arc::new(Cache::new(settings.decoded_cache_mib << 20)),
                 media_bytes: AtomicU64::new(0),
@@ -212,6 +212,7 @@ impl Watch {
             },
             substituted: counters.substituted(),
             n_without_sound: counters.n_without_sound.load(Ordering::Relaxed),
+            reading: self.shared.fetcher.store.reading_stats(),
         }
     }
 }

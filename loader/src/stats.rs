@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use imp_schemas::store::sealed::ReadingStats;
 use serde::{Deserialize, Serialize};
 
 /// A record whose content could not make an example, and for which the next one of the permutation stood in.
@@ -114,6 +115,8 @@ pub struct LoaderStats {
     pub substituted: Vec<Substituted>,
     /// Examples passed over because their video has no sound track, counted each time.
     pub n_without_sound: u64,
+    /// Requests to a remote store, and its disk cache.
+    pub reading: ReadingStats,
 }
 
 /// Nanoseconds of a stage, added to by its threads.

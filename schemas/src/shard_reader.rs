@@ -23,6 +23,7 @@ use crate::manifest::{ShardEntry, SideTableEntry};
 use crate::parquet_claims::{check_footer, check_offset_index, chunk_range, count_values, footer_at_end, guarded};
 use crate::shard::{Digest, shard_key, side_table_key};
 use crate::store::ranges::{merged, requests};
+use crate::store::sealed::Sealed;
 use crate::store::{Store, StoreError};
 
 /// Bytes of length and magic at the end of every Parquet file.
@@ -35,9 +36,7 @@ const MAX_BATCH_ROWS: u64 = 1024;
 #[derive(Debug, Clone)]
 pub struct ShardReader {
     store: Store,
-    key: String,
-    digest: Digest,
-    n_bytes: u64,
+    sealed: Arc<Sealed>,
     metadata: ArrowReaderMetadata,
     /// First row of each row group, and one past the last row.
     starts: Vec<u64>,
@@ -109,8 +108,13 @@ impl ShardReader {
         let footer_start = entry.n_bytes.saturating_sub(entry.footer_len.saturating_add(TAIL_LEN));
         let range = entry.index_offset.min(footer_start)..entry.n_bytes;
         let fetch_failed = |source| ShardReadError::FetchFooter { shard: shard(), range: range.clone(), source };
-        let bytes = store.get_range(key, range.clone()).map_err(fetch_failed)?;
-        let malformed = |source| ShardReadError::Footer { shard: shard(), range: range.clone(), source };
+        let sealed = Arc::new(Sealed::new(key.clone(), entry.digest.clone(), entry.n_bytes));
+        let footer = store.get_sealed(&sealed, std::slice::from_ref(&range)).map_err(fetch_failed)?;
+        let bytes = footer.into_iter().next().unwrap_or_default();
+        let malformed = |source| {
+            store.forget_sealed(&sealed);
+            ShardReadError::Footer { shard: shard(), range: range.clone(), source }
+        };
         let metadata = guarded(|| parse_footer(entry.n_bytes, range.clone(), bytes)).map_err(malformed)?;
         let (mut starts, mut n_rows) = (vec![0], 0u64);
         for group in metadata.row_groups() {
@@ -123,8 +127,7 @@ impl ShardReader {
         }
         let options = ArrowReaderOptions::new();
         let metadata = guarded(|| ArrowReaderMetadata::try_new(Arc::new(metadata), options)).map_err(malformed)?;
-        let (digest, n_bytes) = (entry.digest.clone(), entry.n_bytes);
-        Ok(Self { store: store.clone(), key: key.clone(), digest, n_bytes, metadata, starts })
+        Ok(Self { store: store.clone(), sealed, metadata, starts })
     }
 
     /// Rows of the shard.
@@ -134,12 +137,12 @@ impl ShardReader {
 
     /// The shard's name.
     pub fn digest(&self) -> &Digest {
-        &self.digest
+        &self.sealed.digest
     }
 
     /// Where the shard lies, relative to the store's root.
     pub fn key(&self) -> &str {
-        &self.key
+        &self.sealed.key
     }
 
     /// Footer and offset index; the column index is not kept.
@@ -163,14 +166,14 @@ impl ShardReader {
         let Some(first) = batches.first().filter(|_| !rows.is_empty()) else {
             let Some(&row) = rows.first() else { return Ok(RecordBatch::new_empty(self.projected(columns)?)) };
             let (row_group, found, wanted) = (self.row_group_of(row), 0, rows.len());
-            return Err(ShardReadError::LostRows { shard: self.key.clone(), row_group, found, wanted });
+            return Err(ShardReadError::LostRows { shard: self.sealed.key.clone(), row_group, found, wanted });
         };
         let row_group = rows.first().map_or(0, |&row| self.row_group_of(row));
         let together = arrow::compute::concat_batches(&first.schema(), &batches)
-            .map_err(|e| self.decode_error(row_group, 0..self.n_bytes, e.into()))?;
+            .map_err(|e| self.decode_error(row_group, 0..self.sealed.n_bytes, e.into()))?;
         if together.num_rows() != rows.len() {
             let (found, wanted) = (together.num_rows(), rows.len());
-            return Err(ShardReadError::LostRows { shard: self.key.clone(), row_group, found, wanted });
+            return Err(ShardReadError::LostRows { shard: self.sealed.key.clone(), row_group, found, wanted });
         }
         Ok(together)
     }
@@ -216,7 +219,7 @@ impl ShardReader {
         let found: usize = batches.iter().map(RecordBatch::num_rows).sum();
         let wanted = n_rows as usize;
         if found != wanted {
-            return Err(ShardReadError::LostRows { shard: self.key.clone(), row_group, found, wanted });
+            return Err(ShardReadError::LostRows { shard: self.sealed.key.clone(), row_group, found, wanted });
         }
         Ok(batches)
     }
@@ -271,7 +274,7 @@ impl ShardReader {
             .with_row_selection_policy(RowSelectionPolicy::Selectors)
             .with_row_group_selections(selected.to_vec())
             .build()
-            .map_err(|source| self.decode_error(first_group, 0..self.n_bytes, source))?;
+            .map_err(|source| self.decode_error(first_group, 0..self.sealed.n_bytes, source))?;
         let planned = decoder.scan_plan().map(|planned| planned.range).collect();
         Ok((decoder, planned))
     }
@@ -288,9 +291,9 @@ impl ShardReader {
         // Touching ranges are one: a request of the decoder for a whole column chunk then lies in one buffer.
         let together = merged(ranges);
         let whole = together[0].start..together[together.len() - 1].end;
-        let bytes = self.store.get_ranges(&self.key, &together).map_err(|source| {
+        let bytes = self.store.get_sealed(&self.sealed, &together).map_err(|source| {
             let range = whole.clone();
-            ShardReadError::Fetch { shard: self.key.clone(), row_group, range, source }
+            ShardReadError::Fetch { shard: self.sealed.key.clone(), row_group, range, source }
         })?;
         // Pages are read where the index says that they are, which need not be where the one before ends.
         for range in ranges {
@@ -307,7 +310,7 @@ impl ShardReader {
         let n_rows = self.n_rows();
         let not_rising = rows.windows(2).find(|pair| pair[0] >= pair[1]).map(|pair| pair[1]);
         match rows.last().copied().filter(|&row| row >= n_rows).or(not_rising) {
-            Some(row) => Err(ShardReadError::Rows { shard: self.key.clone(), row, n_rows }),
+            Some(row) => Err(ShardReadError::Rows { shard: self.sealed.key.clone(), row, n_rows }),
             None => Ok(()),
         }
     }
@@ -344,7 +347,7 @@ impl ShardReader {
             if !schema.columns().iter().any(|c| holds(c.path().parts())) {
                 let have = self.metadata.schema().fields().iter().map(|f| format!("`{}`", f.name()));
                 let have = have.collect::<Vec<_>>().join(", ");
-                let (shard, column) = (self.key.clone(), (*column).to_owned());
+                let (shard, column) = (self.sealed.key.clone(), (*column).to_owned());
                 return Err(ShardReadError::NoSuchColumn { shard, column, have });
             }
         }
@@ -356,19 +359,20 @@ impl ShardReader {
         let schema = self.metadata.schema();
         let wanted = |name: &str| columns.iter().any(|c| c.split('.').next() == Some(name));
         let kept: Vec<usize> = (0..schema.fields().len()).filter(|&i| wanted(schema.field(i).name())).collect();
-        let projected = schema.project(&kept).map_err(|e| self.decode_error(0, 0..self.n_bytes, e.into()))?;
+        let projected = schema.project(&kept).map_err(|e| self.decode_error(0, 0..self.sealed.n_bytes, e.into()))?;
         Ok(Arc::new(projected))
     }
 
     fn row_group_range(&self, row_group: usize) -> Range<u64> {
-        let Some(group) = self.metadata().row_groups().get(row_group) else { return 0..self.n_bytes };
-        let ranges = || group.columns().iter().filter_map(|chunk| chunk_range(chunk, self.n_bytes).ok());
+        let Some(group) = self.metadata().row_groups().get(row_group) else { return 0..self.sealed.n_bytes };
+        let ranges = || group.columns().iter().filter_map(|chunk| chunk_range(chunk, self.sealed.n_bytes).ok());
         let start = ranges().map(|range| range.start).min().unwrap_or(0);
-        start..ranges().map(|range| range.end).max().unwrap_or(self.n_bytes)
+        start..ranges().map(|range| range.end).max().unwrap_or(self.sealed.n_bytes)
     }
 
     fn decode_error(&self, row_group: usize, range: Range<u64>, source: ParquetError) -> ShardReadError {
-        ShardReadError::Decode { shard: self.key.clone(), row_group, range, source }
+        self.store.forget_sealed(&self.sealed);
+        ShardReadError::Decode { shard: self.sealed.key.clone(), row_group, range, source }
     }
 }
 

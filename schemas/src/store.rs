@@ -4,7 +4,9 @@
 //! place, S3 puts are atomic), an overwrite of something else's object, async code at the caller.
 //! Credentials, endpoint and region of S3 come from the usual `AWS_*` variables, which object_store reads.
 
+pub mod disk_cache;
 pub mod ranges;
+pub mod sealed;
 
 use std::future::Future;
 use std::io::{Read, Seek, Write};
@@ -26,6 +28,7 @@ use crate::parquet_claims::{batches, guarded, open_rows};
 use crate::reject::{Reject, rejects_of};
 use crate::shard::{Digest, manifest_key, media_index_key, rejects_key, tombstones_key};
 use crate::tombstone::{Hidden, Tombstone, tombstones_of};
+use sealed::Reading;
 
 /// A root under which a run's objects lie. Cheap to clone; one small pool of I/O threads serves all clones.
 #[derive(Debug, Clone)]
@@ -34,6 +37,8 @@ pub struct Store {
     root: StorePath,
     url: String,
     runtime: Arc<tokio::runtime::Runtime>,
+    is_remote: bool,
+    reading: Arc<Reading>,
 }
 
 /// A read or write that failed after object_store's own retries.
@@ -49,6 +54,11 @@ pub enum StoreError {
     NotFound { url: String, key: String },
     #[error("cannot read `{url}/{key}`{}", range.as_ref().map_or(String::new(), |r| format!(", bytes {}..{}", r.start, r.end)))]
     Read { url: String, key: String, range: Option<Range<u64>>, source: object_store::Error },
+    #[error(
+        "`{url}/{key}` is not the object that the manifest lists: its {what} is {found}, wanted {wanted}; \
+         objects are never written over with others, check the store with imp-shards"
+    )]
+    OtherObject { url: String, key: String, what: &'static str, found: String, wanted: String },
     #[error("cannot write `{url}/{key}`")]
     Write { url: String, key: String, source: object_store::Error },
     #[error("cannot list `{url}/{prefix}`")]
@@ -169,7 +179,9 @@ impl Store {
             .build()
             .map_err(|source| StoreError::Runtime { source })?;
         let url = url.trim_end_matches('/').to_owned();
-        Ok(Self { inner: Arc::from(inner), root, url, runtime: Arc::new(runtime) })
+        let (inner, runtime) = (Arc::from(inner), Arc::new(runtime));
+        let is_remote = parsed.scheme() != "file";
+        Ok(Self { inner, root, url, runtime, is_remote, reading: Arc::default() })
     }
 
     /// The address it was opened with.
@@ -520,11 +532,16 @@ impl Store {
     /// A body shorter than its range is a fault of the store, never data.
     fn whole(&self, key: &str, range: Range<u64>, bytes: Bytes) -> Result<Bytes, StoreError> {
         if bytes.len() as u64 == range.end - range.start {
-            return Ok(bytes);
+            Ok(bytes)
+        } else {
+            Err(self.wrong_length(key, range, bytes.len()))
         }
-        let detail = format!("got {} bytes, wanted {}", bytes.len(), range.end - range.start);
+    }
+
+    fn wrong_length(&self, key: &str, range: Range<u64>, found: usize) -> StoreError {
+        let detail = format!("got {found} bytes, wanted {}", range.end - range.start);
         let source = object_store::Error::Generic { store: "imp", source: detail.into() };
-        Err(self.read_error(key, Some(range), source))
+        self.read_error(key, Some(range), source)
     }
 
     fn read_error(&self, key: &str, range: Option<Range<u64>>, source: object_store::Error) -> StoreError {

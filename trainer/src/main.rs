@@ -226,7 +226,8 @@ fn command(command: Command) -> Result<()> {
         }
         Command::Simulate { place, steps, from_step, ranks, cache_gib, latency_ms, mib_per_second, json } => {
             let (config, store) = open_data(&place)?;
-            let gib = cache_gib.unwrap_or(0.0);
+            let of_config = config.loader.disk_cache.as_ref().map_or(0.0, |_| config.loader.disk_cache_gib as f64);
+            let gib = cache_gib.unwrap_or(of_config);
             let options = SimulateOptions {
                 from_step,
                 n_steps: steps,

@@ -91,6 +91,23 @@ pub fn of_data(report: &DataReport) -> String {
         "{} examples in {:.2} s: {:.0} a second; the first batch came after {:.2} s",
         report.n_examples, report.seconds, report.examples_per_second, report.first_batch_seconds
     );
+    let reading = &report.stats.reading;
+    if reading.n_requests > 0 || reading.disk.is_some() {
+        let (n, hedges, won) = (reading.n_requests, reading.n_hedges, reading.n_hedges_won);
+        let _ = writeln!(out, "requests for shards: {n}, {hedges} of them second tries, {won} of which came first");
+    }
+    if let Some(disk) = &reading.disk {
+        let gib = |n_bytes: u64| n_bytes as f64 / f64::from(1 << 30);
+        let _ = writeln!(
+            out,
+            "disk cache: {} of {} reads found, {:.2} GiB of them, {:.2} GiB added, {:.2} GiB held",
+            disk.n_hits,
+            disk.n_hits + disk.n_misses,
+            gib(disk.hit_bytes),
+            gib(disk.stored_bytes),
+            gib(disk.used_bytes)
+        );
+    }
     let _ = writeln!(out, "batches wait for: {}", format!("{:?}", report.bound).to_lowercase());
     for sentence in &report.advice {
         let _ = writeln!(out, "{sentence}");

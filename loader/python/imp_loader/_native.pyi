@@ -21,6 +21,9 @@ class Settings(TypedDict, total=False):
     prefetch_batches: int
     max_buffered_mib: int
     decoded_cache_mib: int
+    disk_cache: str
+    disk_cache_gib: int
+    hedge_after_ms: int
     max_substituted: int
 
 @final

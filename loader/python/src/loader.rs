@@ -37,7 +37,8 @@ const SLICE: Duration = Duration::from_millis(50);
 ///     options: for `s3://`, object_store's options (`aws_endpoint`, `aws_access_key_id`, ...) in place of the variables `AWS_*`.
 ///     rank, ranks: which part of every batch is wanted: ranks cut the global batch, so that what a step trains on does not depend on
 ///         their number, and a state of one of them resumes any number.
-///     settings: `decode_threads`, `fetch_threads`, `prefetch_batches`, `max_buffered_mib`, `decoded_cache_mib`, `max_substituted`, as in
+///     settings: `decode_threads`, `fetch_threads`, `prefetch_batches`, `max_buffered_mib`, `decoded_cache_mib`, `disk_cache`,
+///         `disk_cache_gib`, `hedge_after_ms`, `max_substituted`, as in
 ///         `[train.loader]`; they change how fast batches come, never what is in them.
 ///
 /// Raises:

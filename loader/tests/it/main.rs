@@ -10,5 +10,6 @@ mod decoded;
 mod explained;
 mod faults;
 mod ranks;
+mod remote;
 mod shards;
 mod stores;
