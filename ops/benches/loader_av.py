@@ -12,7 +12,7 @@ Sounds: the stored file, mean of the channels, 16 kHz, a random window of 131072
 the ids of a caption, and nothing decoded is kept. Every round runs every contestant once, so that a busy spell meets all of them.
 
 `per_cpu_s` is clips by CPU seconds: of ours the difference between a job of `--steps` batches and one that takes about `--seconds`
-longer (wait4), so that what a start costs is in neither, as it is not in the peers' windows.
+longer, and at least twice as many batches (wait4), so that what a start costs is in neither, as it is not in the peers' windows.
 """
 import json
 import math
@@ -46,7 +46,7 @@ def ours(args, name, sampling):
     config = loader_job.run_file(args.work / f"{name}-{sampling}.toml", [corpus(name)], [loader_job.task(name, name, kind, BATCH, view, keys=keys)],
                                  decode_threads=args.threads)
     few = loader_job.job(args, config, args.work / "store", args.steps)
-    steps = args.steps + math.ceil(args.seconds * few["report"]["examples_per_second"] / BATCH)
+    steps = args.steps + max(args.steps, math.ceil(args.seconds * few["report"]["examples_per_second"] / BATCH))
     many = loader_job.job(args, config, args.work / "store", steps)
     n = many["report"]["n_examples"] - few["report"]["n_examples"]
     return {"n": n, "per_cpu_s": n / (many["cpu_s"] - few["cpu_s"]), "value": many["report"]["examples_per_second"],
@@ -78,7 +78,7 @@ def main():
     parser.add_argument("--sets", nargs="+", choices=[*VIDEO, *AUDIO], default=["320x240", "1280x720", *AUDIO])
     parser.add_argument("--sampling", nargs="+", choices=STRIDE, default=["stride2"])
     parser.add_argument("--peers", nargs="*", choices=PEERS["video"] + PEERS["audio"], default=PEERS["video"] + PEERS["audio"])
-    parser.add_argument("--steps", type=int, default=20, help="of the shorter of our two jobs")
+    parser.add_argument("--steps", type=int, default=40, help="of the shorter of our two jobs: more than are under way at a time")
     parser.add_argument("--seconds", type=float, default=4, help="of a window")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,8 @@ The workload is that of loader.py: stored JPEG and caption, random part of the p
 `--shard-mib`. The server is a process of its own: its CPU seconds are `server_cpu_s` and not in `per_cpu_s`. It needs some of the machine,
 so `--threads` is one core fewer than there are. Figures are differences between a job of `--steps` and one of four times as many.
 
-Wrong samples: `imp-train data --digest` gives a digest of every batch; a batch that differs from the local one counts whole.
+Wrong samples: `imp-train data --digests` writes what every sample of a step is and the digest of what it holds; a sample that differs from
+the local one is wrong. GETs by 1,000 samples stand beside what `imp-train simulate` says.
 """
 import json
 import os
@@ -63,27 +64,41 @@ def job(args, case, steps, seed, *more):
         return done, server.seen()
 
 
+def busy(stage):
+    """Share of its threads' time that a stage was not waiting for another."""
+    return stage["works"] / max(stage["waits_for_input"] + stage["works"] + stage["waits_for_output"], 1e-9)
+
+
 def measure(args, case, seed):
     (few, few_seen), (many, many_seen) = (job(args, case, steps, seed) for steps in (args.steps, 4 * args.steps))
     n = many["report"]["n_examples"] - few["report"]["n_examples"]
     seconds = many["report"]["seconds"] - few["report"]["seconds"]
     seen = {key: (many_seen[key] - few_seen[key]) / (1 if key == "server_cpu_s" else n / 1000) for key in many_seen}
     return {"n": n, "value": n / seconds, "per_cpu_s": n / (many["cpu_s"] - few["cpu_s"]), "bound": many["report"]["bound"],
-            "fetch_busy": many["report"]["stages"]["fetch"]["works"] / (4 * many["report"]["seconds"]),
+            "fetch_busy": busy(many["report"]["stages"]["fetch"]),
             "first_batch_s": many["report"]["first_batch_seconds"], "substituted": len(many["report"]["stats"]["substituted"]),
             "other_cpu": many["other_cpu"], "per_1000_samples": loader_job.rounded(seen)}
 
 
 def n_wrong(args):
-    """Samples of batches whose digests differ; None if this imp-train prints none."""
-    known = subprocess.run([args.programs / "imp-train", "data", "--help"], capture_output=True, text=True, check=True).stdout
-    if "--digest" not in known:
-        return None
-    (local, _), (afar, seen) = (job(args, case, 2 * args.steps, 7, "--digest") for case in ("local", "afar"))
-    pairs = list(zip(local["report"]["digests"], afar["report"]["digests"], strict=True))
-    wrong = BATCH * sum(a != b for a, b in pairs)
-    loader_job.say(bench="loader s3", job="digests", batches=len(pairs), wrong_samples=wrong, refused=seen["refused"], cut=seen["cut"])
+    """Samples of two runs that differ in what they are or what they hold, of the same steps."""
+    lines = {}
+    for case in ("local", "afar"):
+        path = args.work / f"digests-{case}.jsonl"
+        _, seen = job(args, case, 2 * args.steps, 7, "--digests", path)
+        lines[case] = [json.loads(line) for line in path.read_text().splitlines()]
+    samples = {case: [example for line in each for example in line["examples"]] for case, each in lines.items()}
+    wrong = sum(a != b for a, b in zip(samples["local"], samples["afar"], strict=True))
+    loader_job.say(bench="loader s3", job="digests", samples=len(samples["afar"]), wrong_samples=wrong, refused=seen["refused"], cut=seen["cut"])
     return wrong
+
+
+def simulated(args):
+    """What `imp-train simulate` says of as many steps as the longer job takes."""
+    command = [args.programs / "imp-train", "simulate", "--config", args.config, "--store", args.store, "--steps", str(4 * args.steps + 1), "--json"]
+    said = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+    n = BATCH * said["n_steps"] / 1000
+    return {"gets": said["n_requests"] / n, "bytes": said["n_bytes"] / n}
 
 
 def main():
@@ -111,11 +126,11 @@ def main():
             runs[case].append(figures)
             loader_job.say(bench="loader s3", job=case, round=round_, threads=args.threads, radius=args.radius, **figures)
     wrong = n_wrong(args)
+    loader_job.say(bench="loader s3", job="simulate", per_1000_samples=loader_job.rounded(simulated(args)))
     medians = {case: {key: statistics.median(f[key] for f in figures) for key in ("value", "per_cpu_s")} for case, figures in runs.items()}
     ratio = medians["afar"]["value"] / medians["local"]["value"] if {"afar", "local"} <= medians.keys() else None
     holds = wrong == 0 and (ratio or 0.0) >= LEAST
-    loader_job.say(bench="loader s3", threads=args.threads, radius=args.radius, afar_by_local=ratio,
-                   wrong_samples="not looked at: this imp-train has no --digest" if wrong is None else wrong, holds=holds,
+    loader_job.say(bench="loader s3", threads=args.threads, radius=args.radius, afar_by_local=ratio, wrong_samples=wrong, holds=holds,
                    medians={case: loader_job.rounded(each) for case, each in medians.items()})
     sys.exit(0 if holds else 1)
 
