@@ -272,12 +272,12 @@ impl Shared {
         Some(Next::Found(work, found))
     }
 
-    /// Encoded media by the manifests' averages, and the batch's arrays.
+    /// Encoded media by the manifests' averages, twice, because a read holds what came and what it becomes; and the batch's arrays.
     fn expected_bytes(&self, plan: &StepPlan) -> usize {
         let recipe = &self.recipes[plan.task_idx];
         let encoded = |e: &ExampleId| self.fetcher.splits[recipe.splits[e.corpus_idx as usize]].mean_bytes as usize;
         let encoded: usize = plan.examples.iter().map(encoded).sum();
-        encoded + recipe.output_bytes(&recipe.views[plan.view_idx], plan.examples.len())
+        2 * encoded + recipe.output_bytes(&recipe.views[plan.view_idx], plan.examples.len())
     }
 
     /// The example of one record; a panic of a decoder is caught and named.
