@@ -3,8 +3,6 @@
 //! Exit status: 0 when what was asked for is done (for one of many workers: its units), 1 when the run stopped, 2 for a wrong
 //! command line.
 
-mod heap;
-
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -149,7 +147,7 @@ enum Show {
 }
 
 fn main() -> ExitCode {
-    heap::settle();
+    imp_schemas::heap::settle();
     let done = match Cli::parse().command {
         Command::Plan(args) => plan(&args),
         Command::Run(args) => {

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use imp_schemas::store::Store;
 use serde::{Deserialize, Serialize};
 
 use crate::error::LoaderError;
@@ -10,7 +11,8 @@ use crate::error::LoaderError;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LoaderSettings {
-    /// Reads of shards that wait for the store side by side: more hide a longer latency.
+    /// Reads of shards that wait for the store side by side: more hide a longer latency, and each holds what it reads. 0 is 2 for
+    /// a folder, where more only get in each other's way, and 16 for a remote store.
     pub fetch_threads: usize,
     /// Threads that decode, crop and resize.
     pub decode_threads: usize,
@@ -50,7 +52,7 @@ impl Rank {
 impl Default for LoaderSettings {
     fn default() -> Self {
         Self {
-            fetch_threads: 16,
+            fetch_threads: 0,
             decode_threads: 2,
             prefetch_batches: 4,
             max_buffered_mib: 512,
@@ -64,6 +66,15 @@ impl Default for LoaderSettings {
 }
 
 impl LoaderSettings {
+    /// Threads that read from `store`.
+    pub fn n_fetch_threads(&self, store: &Store) -> usize {
+        match self.fetch_threads {
+            0 if store.is_remote() => 16,
+            0 => 2,
+            n => n,
+        }
+    }
+
     /// # Errors
     /// [`LoaderError::Setting`] with the key, its value and the rule.
     pub fn check(&self) -> Result<(), LoaderError> {
@@ -71,7 +82,7 @@ impl LoaderSettings {
             let error = || LoaderError::Setting { key, found: found.to_string(), rule };
             if (low..=high).contains(&found) { Ok(()) } else { Err(error()) }
         };
-        within("fetch_threads", self.fetch_threads, 1, 1024, "between 1 and 1024")?;
+        within("fetch_threads", self.fetch_threads, 0, 1024, "at most 1024")?;
         within("decode_threads", self.decode_threads, 1, 1024, "between 1 and 1024")?;
         within("prefetch_batches", self.prefetch_batches, 1, 4096, "between 1 and 4096")?;
         within("max_buffered_mib", self.max_buffered_mib, 1, 1 << 24, "between 1 and 16777216")?;

@@ -115,7 +115,7 @@ impl Loader {
         let (manifests, plan) = (opened.manifests, opened.plan);
         let watch = Watch {
             shared,
-            n_fetch_threads: settings.fetch_threads,
+            n_fetch_threads: settings.n_fetch_threads(store),
             n_decode_threads: settings.decode_threads,
             trainer: Arc::new(Stage::default()),
         };

@@ -140,7 +140,7 @@ impl Pipeline {
         let (ready_tx, ready_rx) = bounded(settings.prefetch_batches);
         let (alive_tx, alive) = bounded::<()>(1);
         let mut pipeline = Self { ready: Some(ready_rx), budget: Arc::clone(&budget), threads: Vec::new(), alive };
-        for i in 0..settings.fetch_threads {
+        for i in 0..settings.n_fetch_threads(&shared.fetcher.store) {
             let (shared, feed, budget) = (Arc::clone(shared), Arc::clone(&feed), Arc::clone(&budget));
             let (jobs, decoded, alive) = (jobs_tx.clone(), decoded_tx.clone(), alive_tx.clone());
             pipeline.spawn(format!("imp-fetch-{i}"), move || {

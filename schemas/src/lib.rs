@@ -11,6 +11,7 @@
 pub mod batch;
 pub mod checkpoint;
 pub mod cursor;
+pub mod heap;
 pub mod histogram;
 pub mod manifest;
 pub mod media_index;

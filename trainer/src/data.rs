@@ -147,7 +147,7 @@ fn advice(bound: Bound, stages: &Stages, config: &TrainConfig) -> Vec<String> {
             "reading holds batches up: raise `train.loader.fetch_threads` ({}) and `train.loader.max_buffered_mib` ({}) so \
              that more is under way, set `train.mixture.shuffle_radius` so that reads lie side by side, or bring the store \
              nearer",
-            loader.fetch_threads, loader.max_buffered_mib
+            stages.fetch.n_threads, loader.max_buffered_mib
         )),
         Bound::Assembly => {
             advice.push(

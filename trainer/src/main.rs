@@ -142,6 +142,7 @@ struct Place {
 }
 
 fn main() -> ExitCode {
+    imp_schemas::heap::settle();
     match command(Cli::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(report) => {
@@ -235,7 +236,7 @@ fn command(command: Command) -> Result<()> {
                 cache_bytes: (gib.max(0.0) * f64::from(1 << 30)) as u64,
                 latency_seconds: latency_ms / 1000.0,
                 bytes_per_second: mib_per_second * f64::from(1 << 20),
-                in_flight: config.loader.fetch_threads,
+                in_flight: config.loader.n_fetch_threads(&store),
             };
             let simulated = imp_loader::simulate(&store, &config.mixture, &options).into_diagnostic()?;
             if json {

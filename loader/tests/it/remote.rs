@@ -1,7 +1,7 @@
 //! Reading from an S3 server: which requests are made, what is made good, what is refused, what is not asked for again.
 
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use arrow::array::AsArray;
 use imp_loader::{EvalLoader, EvalSpec, Loader, LoaderSettings, LoaderStats};
@@ -82,8 +82,8 @@ fn the_requests_of_a_read_are_those_that_are_told() {
     }
     assert_eq!(
         reader.requests(&[0, 3], &COLUMNS).unwrap().len(),
-        3,
-        "two media far apart, and the columns before them"
+        2,
+        "two media far apart, the first of them behind the columns"
     );
     assert_eq!(reader.requests(&[], &COLUMNS).unwrap(), []);
     assert!(matches!(reader.requests(&[10], &COLUMNS), Err(ShardReadError::Rows { row: 10, .. })));
@@ -150,25 +150,23 @@ fn bodies_that_break_off_are_gone_on_with() {
 }
 
 #[test]
-fn a_request_that_falls_silent_is_made_again_and_the_tail_goes() {
+fn a_request_that_falls_silent_is_made_again_and_the_second_answer_counts() {
     let server = S3Server::start().unwrap();
     let (store, entry, rows) = shard(&server, &[3_000; 8]);
-    let timed = |hedge_ms| {
+    let read = |hedge_ms| {
         let store = store.reading(Reading::new(Duration::from_millis(hedge_ms), None));
         let reader = ShardReader::open(&store, "photos", &entry).unwrap();
         server.faults(Some(Faults { share_refused: 0.0, share_slow: 0.06, share_cut: 0.0, seed: 1 }));
-        let start = Instant::now();
         for i in 0..150 {
             check_rows(&reader, &rows, &[i % 8]);
         }
         server.faults(None);
-        (start.elapsed(), store.reading_stats())
+        store.reading_stats()
     };
-    let ((slow, without), (fast, with)) = (timed(0), timed(50));
+    let (without, with) = (read(0), read(50));
     assert_eq!((without.n_hedges, without.n_requests), (0, 151));
-    assert!(slow > Duration::from_millis(5 * 300), "{slow:?}");
+    // A slow answer of this server takes 300 ms, so a second request after 50 ms is there first.
     assert!(with.n_hedges_won >= 5 && with.n_hedges <= 4 + with.n_requests / 16, "{with:?}");
-    assert!(fast * 2 < slow, "{fast:?} with second tries, {slow:?} without");
 }
 
 #[test]

@@ -13,7 +13,7 @@ const N_HEAPS: std::ffi::c_int = 2;
 
 /// To be called first in `main`.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
-pub(crate) fn settle() {
+pub fn settle() {
     // SAFETY: it writes a setting of glibc and nothing else, and no other thread runs yet. An answer of 0, that the setting is not
     // known, leaves it as it was.
     unsafe {
@@ -23,4 +23,4 @@ pub(crate) fn settle() {
 
 /// To be called first in `main`.
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
-pub(crate) fn settle() {}
+pub fn settle() {}
