@@ -81,23 +81,26 @@ impl Split {
     pub fn sizes(&self, store: &Store) -> Result<Vec<(u32, u32)>, LoaderError> {
         // Shards are waited for side by side: of each come two columns of a few bytes a row.
         let next = AtomicUsize::new(0);
-        let found: Mutex<Vec<Option<Result<Vec<(u32, u32)>, LoaderError>>>> =
-            Mutex::new(self.shards.iter().map(|_| None).collect());
-        std::thread::scope(|scope| {
-            for _ in 0..N_SIDE_BY_SIDE.min(self.shards.len()) {
-                scope.spawn(|| {
-                    while let Some(shard_idx) =
-                        Some(next.fetch_add(1, Ordering::Relaxed)).filter(|&i| i < self.shards.len())
-                    {
-                        let sizes = self.sizes_of_shard(store, shard_idx);
-                        found.lock().unwrap_or_else(PoisonError::into_inner)[shard_idx] = Some(sizes);
-                    }
-                });
+        let some_shards = || {
+            let mut found = Vec::new();
+            loop {
+                let shard_idx = next.fetch_add(1, Ordering::Relaxed);
+                if shard_idx >= self.shards.len() {
+                    return found;
+                }
+                found.push((shard_idx, self.sizes_of_shard(store, shard_idx)));
             }
+        };
+        let mut found = std::thread::scope(|scope| {
+            let n_threads = N_SIDE_BY_SIDE.min(self.shards.len());
+            let threads: Vec<_> = (0..n_threads).map(|_| scope.spawn(some_shards)).collect();
+            let joined =
+                threads.into_iter().map(|thread| thread.join().unwrap_or_else(|e| std::panic::resume_unwind(e)));
+            joined.flatten().collect::<Vec<_>>()
         });
-        let found = found.into_inner().unwrap_or_else(PoisonError::into_inner);
+        found.sort_unstable_by_key(|(shard_idx, _)| *shard_idx);
         let mut all = Vec::new();
-        for sizes in found.into_iter().flatten() {
+        for (_, sizes) in found {
             all.extend(sizes?);
         }
         Ok(all)

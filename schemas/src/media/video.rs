@@ -297,10 +297,10 @@ impl Clip<'_> {
         let (Some(&first), Some(&last)) = (wanted_units.first(), wanted_units.last()) else { return Ok(Vec::new()) };
         let start = self.units[..=first].iter().rposition(|u| u.starts).unwrap_or(0);
         let mut needed = Vec::new();
-        for unit_idx in start..=last {
+        for (unit_idx, &frame_idx) in frame_of_unit.iter().enumerate().take(last + 1).skip(start) {
             let is_wanted = wanted_units.binary_search(&unit_idx).is_ok();
             if is_wanted || !self.is_disposable(unit_idx)? {
-                needed.push(Needed { unit_idx, frame_idx: frame_of_unit[unit_idx], is_wanted });
+                needed.push(Needed { unit_idx, frame_idx, is_wanted });
             }
         }
         Ok(needed)
