@@ -246,6 +246,16 @@ def test_a_fork_is_told_that_it_has_no_threads_and_ends(store):
         assert next(loader).step == 1
 
 
+def empty_pipes(pipes, until):
+    """Lets whoever waits at one of them go on, and find nothing there."""
+    while not until.wait(0.05):
+        for pipe in pipes:
+            try:
+                os.close(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
+            except OSError:
+                pass  # Nobody waits at this one.
+
+
 def test_ctrl_c_ends_a_wait_and_other_threads_run_meanwhile(store, tmp_path):
     # Shards that never come: opening a pipe waits for whoever writes into it.
     stuck = tmp_path / "store"
@@ -261,14 +271,12 @@ def test_ctrl_c_ends_a_wait_and_other_threads_run_meanwhile(store, tmp_path):
             next(loader)
         assert time.monotonic() - start < 2
         assert loader.state_dict()["step"] == 0
-        # The shards are there again; those who wait at a pipe find it empty.
+        # The shards are there again; those who wait at a pipe, now or in a moment, find it empty.
         for shard in shards:
             shard.rename(shard.with_suffix(".pipe"))
             shard.with_suffix(".real").rename(shard)
-        for shard in shards:
-            try:
-                os.close(os.open(shard.with_suffix(".pipe"), os.O_WRONLY | os.O_NONBLOCK))
-            except OSError:
-                pass  # Nobody waits at this one.
+        told = threading.Event()
+        threading.Thread(target=empty_pipes, args=([shard.with_suffix(".pipe") for shard in shards], told), daemon=True).start()
         with pytest.raises(LoaderError, match=r"(?s)cannot read.*\n  caused by: "):
             take(loader, 4)
+        told.set()
