@@ -61,10 +61,10 @@ struct Source {
 
 #[derive(Debug, Args)]
 struct Workers {
-    /// Which worker this is, from 0; also from JOB_COMPLETION_INDEX, SLURM_PROCID, OMPI_COMM_WORLD_RANK, PMI_RANK.
+    /// Which worker this is, from 0; also from JOB_COMPLETION_INDEX, SLURM_ARRAY_TASK_ID, SLURM_PROCID, OMPI_COMM_WORLD_RANK, PMI_RANK.
     #[arg(long)]
     rank: Option<usize>,
-    /// How many workers there are; also from JOB_COMPLETIONS, SLURM_NTASKS, OMPI_COMM_WORLD_SIZE, PMI_SIZE.
+    /// How many workers there are; also from JOB_COMPLETIONS, SLURM_ARRAY_TASK_COUNT, SLURM_NTASKS, OMPI_COMM_WORLD_SIZE, PMI_SIZE.
     #[arg(long)]
     of: Option<usize>,
 }

@@ -17,8 +17,8 @@ mod remux;
 mod shrink;
 
 use imp_schemas::media::{
-    AudioMeta, ImageMeta, MediaError, MediaLimits, Needed, VideoMeta, check_audio, read_audio, read_image, read_planes,
-    read_video,
+    AudioMeta, ImageMeta, MediaError, MediaLimits, Needed, Planes, VideoMeta, check_audio, read_audio, read_image,
+    read_planes, read_video,
 };
 use imp_schemas::modality::RecordKind;
 use imp_schemas::reject::RejectReason;
@@ -123,7 +123,8 @@ fn decoded(bytes: &[u8], rule: Option<&Reencode>, limits: &MediaLimits) -> Resul
             let (w, h) = shrink::target(width, height, rule)?;
             Some(Needed { at_least: (2 * w, 2 * h), n_rows: height })
         };
-        if let Some((meta, planes)) = read_planes(bytes, limits, needed)? {
+        let mut planes = Planes::default();
+        if let Some(meta) = read_planes(bytes, limits, &mut planes, needed)? {
             return Ok((meta, Pixels::Planes(planes)));
         }
     }

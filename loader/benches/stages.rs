@@ -5,6 +5,7 @@
 use divan::Bencher;
 use divan::counter::ItemsCount;
 use imp_loader::benching::{Bench, Steps};
+use imp_schemas::media::Planes;
 use imp_schemas::rng::{Role, rng_for};
 use imp_schemas::task::{Mixture, RawMixture};
 
@@ -34,8 +35,10 @@ fn decode_full(bencher: Bencher<'_, '_>) {
 
 #[divan::bench(args = [375, 187, 93, 46])]
 fn decode_planes(bencher: Bencher<'_, '_>, side: usize) {
-    let jpeg = jpeg();
-    bencher.counter(ItemsCount::new(1u8)).bench(|| Bench::decode_planes(divan::black_box(&jpeg), side));
+    let (jpeg, mut planes) = (jpeg(), Planes::default());
+    bencher
+        .counter(ItemsCount::new(1u8))
+        .bench_local(|| Bench::decode_planes(divan::black_box(&jpeg), side, &mut planes));
 }
 
 #[divan::bench(args = [128, 224, 384])]
@@ -46,7 +49,8 @@ fn resize_rgb(bencher: Bencher<'_, '_>, side: usize) {
 
 #[divan::bench(args = [128, 224, 384])]
 fn resize_planes(bencher: Bencher<'_, '_>, side: usize) {
-    let planes = Bench::decode_planes(&jpeg(), side);
+    let mut planes = Planes::default();
+    Bench::decode_planes(&jpeg(), side, &mut planes);
     let (mut bench, mut out) = (Bench::default(), vec![0; side * side * 3]);
     bencher
         .counter(ItemsCount::new(1u8))

@@ -20,7 +20,8 @@ fn main() {
             "modalities": ["image", "text"], "objective": "nce", "batch": batch,
             "views": [{ "height": 224, "width": 224, "text_tokens": 16 }] }] });
         let mixture: Mixture = serde_json::from_value::<RawMixture>(raw).unwrap().try_into().unwrap();
-        let quality = Steps::new(mixture, n_rows).quality(batch as usize, radius);
+        let task = mixture.tasks()[0].clone();
+        let quality = Steps::new(mixture, n_rows).quality(&task, radius);
         println!(
             "| {} | {} | {:.2} | {:.2} | {:+.4} |",
             radius.map_or("none".to_owned(), |radius| radius.to_string()),

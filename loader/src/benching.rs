@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use imp_schemas::media::{MediaLimits, Needed, Picture, Planes, Waveform, read_image, read_planes};
 use imp_schemas::spectrogram::SpectrogramSpec;
-use imp_schemas::task::Mixture;
+use imp_schemas::task::{Mixture, Task};
 
 use crate::augment::CropBox;
 use crate::buckets::TaskRows;
@@ -41,10 +41,10 @@ impl Bench {
         read_image(jpeg, &MediaLimits::default()).expect("a JPEG").1
     }
 
-    /// Planes, at least `side` pixels on each side.
-    pub fn decode_planes(jpeg: &[u8], side: usize) -> Planes {
+    /// Planes, at least `side` pixels on each side, into `planes`.
+    pub fn decode_planes(jpeg: &[u8], side: usize, planes: &mut Planes) {
         let needed = |_, height| Some(Needed { at_least: (side, side), n_rows: height });
-        read_planes(jpeg, &MediaLimits::default(), needed).expect("a JPEG").expect("planes").1
+        read_planes(jpeg, &MediaLimits::default(), planes, needed).expect("a JPEG").expect("planes");
     }
 
     /// The whole picture at `side` × `side`.
@@ -56,7 +56,7 @@ impl Bench {
     /// The same of planes.
     pub fn resize_planes(&mut self, planes: &Planes, side: usize, out: &mut [u8]) {
         let crop = CropBox { left: 0, top: 0, width: planes.width, height: planes.height };
-        self.planes.crop_resize(planes, crop, side, side, out).expect("a size");
+        self.planes.crop_resize(&planes.view(), crop, side, side, out).expect("a size");
     }
 
     /// At the spectrogram's rate.
@@ -90,9 +90,9 @@ impl Steps {
         self.plan.advance(&mut self.state).examples.iter().map(|example| example.row).collect()
     }
 
-    /// How well the first task is shuffled, in batches of `n`.
-    pub fn quality(&self, n: usize, radius: Option<u64>) -> ShuffleQuality {
-        quality(&self.plan, 0, n, radius)
+    /// How well the first task is shuffled.
+    pub fn quality(&self, task: &Task, radius: Option<u64>) -> ShuffleQuality {
+        quality(&self.plan, task, 0, radius)
     }
 
     /// Bytes of the cursor's JSON.

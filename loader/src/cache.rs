@@ -29,7 +29,7 @@ pub enum Form {
     /// The picture at the working side.
     Picture { side: Option<usize>, decode: Decode },
     /// Every frame at the working side.
-    Frames { side: Option<usize> },
+    Frames { side: Option<usize>, decode: Decode },
     /// Samples at the spectrogram's rate.
     Sound,
 }

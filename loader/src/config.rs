@@ -31,7 +31,8 @@ pub struct LoaderSettings {
     /// Silence of a request to a remote store after which it is made a second time, milliseconds; 0 never does. At most one
     /// request in sixteen is. S3 says that a first byte takes 100 to 200 ms, so the default is only met by the few that hang.
     pub hedge_after_ms: u64,
-    /// Records of one corpus that may turn out not to decode before the run stops.
+    /// Records of one corpus that may turn out not to decode before the run stops: those of its earlier starts count, if it was told
+    /// of them ([`crate::Loader::remember`]), those of other ranks do not.
     pub max_substituted: u64,
 }
 

@@ -93,11 +93,16 @@ impl Split {
         };
         let mut found = std::thread::scope(|scope| {
             let n_threads = N_SIDE_BY_SIDE.min(self.shards.len());
-            let threads: Vec<_> = (0..n_threads).map(|_| scope.spawn(some_shards)).collect();
+            let start = |i: usize| {
+                let name = format!("imp-sizes-{i}");
+                let started = std::thread::Builder::new().name(name.clone()).spawn_scoped(scope, some_shards);
+                started.map_err(|source| LoaderError::Thread { name, source })
+            };
+            let threads: Vec<_> = (0..n_threads).map(start).collect::<Result<_, _>>()?;
             let joined =
                 threads.into_iter().map(|thread| thread.join().unwrap_or_else(|e| std::panic::resume_unwind(e)));
-            joined.flatten().collect::<Vec<_>>()
-        });
+            Ok::<_, LoaderError>(joined.flatten().collect::<Vec<_>>())
+        })?;
         found.sort_unstable_by_key(|(shard_idx, _)| *shard_idx);
         let mut all = Vec::new();
         for (_, sizes) in found {

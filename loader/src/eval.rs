@@ -62,7 +62,6 @@ pub struct EvalLoader {
     shared: Arc<Shared>,
     snapshot: Snapshot,
     n_rows: u64,
-    n_given: u64,
 }
 
 impl EvalLoader {
@@ -124,7 +123,7 @@ impl EvalLoader {
             (!plan.examples.is_empty()).then_some(plan)
         });
         let pipeline = Pipeline::start(&shared, planner, settings)?;
-        Ok(Self { pipeline, shared, snapshot, n_rows, n_given: 0 })
+        Ok(Self { pipeline, shared, snapshot, n_rows })
     }
 
     /// The corpus as it is read.
@@ -154,7 +153,6 @@ impl Iterator for EvalLoader {
             };
             // A batch of nothing but videos without sound is no batch.
             if ready.batch.n() > 0 {
-                self.n_given += ready.batch.n() as u64;
                 return Some(Ok(scored(ready)));
             }
         }

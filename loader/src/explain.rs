@@ -2,8 +2,8 @@
 //!
 //! In: a store, a mixture, a step. Out: the step's examples by name: corpus, shard, row, key, and the caption, crop, flip and
 //! frames that are drawn for each; colours, gain, shift and dropped tokens are drawn too, and not said.
-//! Never: a medium read, a step counted: it says what the plan says, by the newest snapshots. A record that has no sound, label or
-//! caption where the task wants one, or turns out not to decode, is replaced when its batch is made.
+//! Never: a medium read, a step counted: it says what the plan says. A record that lacks a sound, label or
+//! caption where the task wants one is marked; it, and one that turns out not to decode, is replaced when its batch is made.
 
 use std::collections::BTreeMap;
 
@@ -11,6 +11,7 @@ use arrow::array::{Array, AsArray};
 use arrow::datatypes::Int32Type;
 use arrow::record_batch::RecordBatch;
 use imp_schemas::batch::ExampleId;
+use imp_schemas::cursor::Cursor;
 use imp_schemas::modality::{Modality, RecordKind};
 use imp_schemas::record::column;
 use imp_schemas::resolution::Resolution;
@@ -19,6 +20,7 @@ use imp_schemas::task::Mixture;
 use serde::Serialize;
 
 use crate::augment::{CropBox, Draw, Draws, random_box};
+use crate::config::LoaderSettings;
 use crate::corpora::Split;
 use crate::decode::image::reduced_size;
 use crate::decode::video::clip_frames;
@@ -63,6 +65,9 @@ pub struct ExplainedExample {
     /// Source frames.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub frames: Vec<usize>,
+    /// What the task wants and the record does not have, so that another one stands in for it: `label`, `sound` or `caption`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lacks: Option<&'static str>,
 }
 
 /// A part of a picture, pixels.
@@ -76,12 +81,20 @@ pub struct ExplainedCrop {
     pub of: (usize, usize),
 }
 
-/// What `step` trains on, by the newest snapshots of the mixture's corpora.
+/// What `step` trains on, by the snapshots that `run` began with; `None`: by the newest ones.
 ///
 /// # Errors
 /// As [`crate::Loader::open`]; a shard cannot be read.
-pub fn explain(store: &Store, mixture: &Mixture, step: u64) -> Result<ExplainedStep, LoaderError> {
-    let opened = open::open(store, mixture)?;
+pub fn explain(
+    store: &Store,
+    mixture: &Mixture,
+    run: Option<&Cursor>,
+    step: u64,
+) -> Result<ExplainedStep, LoaderError> {
+    let opened = open::open(store, mixture, &LoaderSettings::default(), run)?;
+    if let Some(cursor) = run {
+        open::resume(&opened.plan, mixture, &opened.manifests, cursor)?;
+    }
     let plan = opened.plan.batch_at(step);
     let recipe = &opened.recipes[plan.task_idx];
     let view = &recipe.views[plan.view_idx];
@@ -102,6 +115,7 @@ pub fn explain(store: &Store, mixture: &Mixture, step: u64) -> Result<ExplainedS
         for (nth, (row, wanted)) in rows.into_iter().enumerate() {
             for i in wanted {
                 let mut example = drawn(recipe, view.stride(), recipe.vision(view), &plan.examples[i], &batch, nth);
+                example.lacks = lacks(recipe, &batch, nth, example.caption);
                 example.place(split, shard_idx, row);
                 examples[i] = Some(example);
             }
@@ -120,10 +134,36 @@ pub fn explain(store: &Store, mixture: &Mixture, step: u64) -> Result<ExplainedS
 
 fn columns(kind: RecordKind) -> &'static [&'static str] {
     match kind {
-        RecordKind::ImageText => &[column::KEY, column::TOKENS, column::WIDTH, column::HEIGHT],
-        RecordKind::VideoText => &[column::KEY, column::TOKENS, column::WIDTH, column::HEIGHT, column::NUM_FRAMES],
-        RecordKind::AudioText => &[column::KEY, column::TOKENS],
+        RecordKind::ImageText => &[column::KEY, column::LABEL_ID, column::TOKENS, column::WIDTH, column::HEIGHT],
+        RecordKind::VideoText => &[
+            column::KEY,
+            column::LABEL_ID,
+            column::TOKENS,
+            column::WIDTH,
+            column::HEIGHT,
+            column::NUM_FRAMES,
+            column::HAS_AUDIO,
+        ],
+        RecordKind::AudioText => &[column::KEY, column::LABEL_ID, column::TOKENS],
     }
+}
+
+/// What decoding would not find in the record in row `i` of `batch`, of which `caption` was drawn.
+fn lacks(recipe: &Recipe, batch: &RecordBatch, i: usize, caption: Option<u64>) -> Option<&'static str> {
+    let column = |name: &str| batch.column_by_name(name);
+    if recipe.needs_label && column(column::LABEL_ID).is_none_or(|labels| labels.is_null(i)) {
+        return Some("label");
+    }
+    let has_audio = column(column::HAS_AUDIO).and_then(|column| column.as_boolean_opt());
+    if recipe.has(Modality::Audio) && has_audio.is_some_and(|has| has.is_valid(i) && !has.value(i)) {
+        return Some("sound");
+    }
+    let n_ids = || {
+        let captions = column(column::TOKENS)?.as_list_opt::<i32>()?.value(i);
+        let ids = captions.as_list_opt::<i32>()?;
+        usize::try_from(caption?).ok().filter(|&nth| nth < ids.len()).map(|nth| ids.value_length(nth))
+    };
+    (recipe.has(Modality::Text) && n_ids().is_none_or(|n| n == 0)).then_some("caption")
 }
 
 /// What is drawn for the record in row `i` of `batch`, by the draws that decoding makes.
@@ -155,6 +195,7 @@ fn drawn(
         crop: None,
         flipped: None,
         frames: Vec::new(),
+        lacks: None,
     };
     if recipe.has(Modality::Text) {
         let captions = batch.column_by_name(column::TOKENS).and_then(|tokens| tokens.as_list_opt::<i32>());

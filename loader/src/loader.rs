@@ -17,11 +17,11 @@ use crate::cache::Cache;
 use crate::config::{LoaderSettings, Rank};
 use crate::decode::log_mel::MelTables;
 use crate::error::LoaderError;
-use crate::fetch::{self, Fetcher};
+use crate::fetch::Fetcher;
 use crate::open::{self, Opened};
 use crate::pipeline::{Pipeline, Planner, Pools, Shared};
 use crate::plan::{Plan, PlanState};
-use crate::stats::{Clock, Counters, LoaderStats, Stage, Stages};
+use crate::stats::{Clock, Counters, LoaderStats, Stage, Stages, Substituted};
 
 /// Gives the batches of a run in order of steps.
 pub struct Loader {
@@ -37,7 +37,7 @@ pub struct Loader {
 }
 
 impl Loader {
-    /// Opens the newest snapshot of every corpus and starts at `start`; `None` is step 0.
+    /// Opens every corpus and starts at `start`, with the snapshots that it began with; `None` is step 0 of the newest ones.
     ///
     /// # Errors
     /// What the mixture asks for is not there; a setting is out of range; `start` is of another mixture, manifest or seed,
@@ -63,7 +63,7 @@ impl Loader {
         start: Option<&Cursor>,
         rank: Rank,
     ) -> Result<Self, LoaderError> {
-        Self::start(store, mixture, settings, rank, |opened, mixture| match start {
+        Self::start(store, mixture, settings, rank, start, |opened, mixture| match start {
             Some(cursor) => open::resume(&opened.plan, mixture, &opened.manifests, cursor),
             None => Ok(opened.plan.start()),
         })
@@ -80,7 +80,7 @@ impl Loader {
         step: u64,
         rank: Rank,
     ) -> Result<Self, LoaderError> {
-        Self::start(store, mixture, settings, rank, |opened, _| Ok(opened.plan.seek(step)))
+        Self::start(store, mixture, settings, rank, None, |opened, _| Ok(opened.plan.seek(step)))
     }
 
     fn start(
@@ -88,16 +88,17 @@ impl Loader {
         mixture: Mixture,
         settings: &LoaderSettings,
         rank: Rank,
+        begun: Option<&Cursor>,
         seek: impl FnOnce(&Opened, &Mixture) -> Result<PlanState, LoaderError>,
     ) -> Result<Self, LoaderError> {
         settings.check()?;
         open::check_rank(&mixture, rank)?;
-        let opened = open::open(store, &mixture)?;
+        let opened = open::open(store, &mixture, settings, begun)?;
         let consumed = seek(&opened, &mixture)?;
         let spectrogram = mixture.spectrogram();
         let shared = Arc::new(Shared {
             fetcher: Fetcher {
-                store: fetch::reading(store, settings, opened.manifests.values()),
+                store: opened.store,
                 splits: opened.splits,
                 cache: Arc::new(Cache::new(settings.decoded_cache_mib << 20)),
                 media_bytes: AtomicU64::new(0),
@@ -159,6 +160,12 @@ impl Loader {
         let Some(ready) = ready? else { return Ok(None) };
         self.plan.skip(&mut self.consumed);
         Ok(Some(ready.batch))
+    }
+
+    /// Counts what earlier starts of the run found against `max_substituted` too.
+    pub fn remember(&self, substituted: impl IntoIterator<Item = Substituted>) {
+        let counters = &self.watch.shared.counters;
+        substituted.into_iter().for_each(|record| _ = counters.substitute(record));
     }
 
     /// What [`Loader::next`] has handed out, not what was prefetched.

@@ -12,35 +12,54 @@ use imp_schemas::store::{Snapshot, Store, StoreError};
 use imp_schemas::task::{Mixture, Objective, Task};
 
 use crate::buckets::{Bucket, TaskRows, by_aspect};
+use crate::config::LoaderSettings;
 use crate::config::Rank;
 use crate::corpora::Split;
 use crate::error::LoaderError;
+use crate::fetch::reading;
 use crate::plan::{Plan, PlanState};
 use crate::recipe::Recipe;
 
 /// A mixture whose corpora are there.
 pub struct Opened {
+    /// As the settings want it read.
+    pub store: Store,
     pub manifests: BTreeMap<String, Snapshot>,
     pub splits: Vec<Split>,
     pub recipes: Vec<Recipe>,
     pub plan: Plan,
 }
 
+/// The newest snapshots, or those that `start` began with, as long as they are there: what is ingested, appended or withdrawn while
+/// a run goes on is for later runs.
+///
 /// # Errors
 /// A corpus, split, modality or class list that is not there; corpora of different tokenizers; a task with fewer rows than
 /// its batch.
-pub fn open(store: &Store, mixture: &Mixture) -> Result<Opened, LoaderError> {
+pub fn open(
+    store: &Store,
+    mixture: &Mixture,
+    settings: &LoaderSettings,
+    start: Option<&Cursor>,
+) -> Result<Opened, LoaderError> {
     let mut manifests: BTreeMap<String, Snapshot> = BTreeMap::new();
+    for task in mixture.tasks() {
+        for corpus in task.corpora() {
+            if !manifests.contains_key(corpus) {
+                let newest = snapshot(store, &of_task(task), corpus)?;
+                let begun_with = start.and_then(|cursor| cursor.manifest_digests.get(corpus));
+                manifests.insert(corpus.clone(), older(store, newest, begun_with)?);
+            }
+        }
+    }
+    let store = reading(store, settings, manifests.values());
     let mut splits: Vec<Split> = Vec::new();
     let mut recipes = Vec::new();
     let mut tasks = Vec::new();
     for (task_idx, task) in mixture.tasks().iter().enumerate() {
-        let place = format!("task `{}`", task.name());
-        let mut of_task = Vec::new();
+        let place = of_task(task);
+        let mut splits_of_task = Vec::new();
         for corpus in task.corpora() {
-            if !manifests.contains_key(corpus) {
-                manifests.insert(corpus.clone(), snapshot(store, &place, corpus)?);
-            }
             let snapshot = &manifests[corpus];
             check_modalities(&place, corpus, snapshot.manifest.kind, task.modalities())?;
             if task.objective() == Objective::Softmax && snapshot.manifest.classes.is_empty() {
@@ -52,7 +71,7 @@ pub fn open(store: &Store, mixture: &Mixture) -> Result<Opened, LoaderError> {
                 });
             }
             let known = splits.iter().position(|s| s.corpus == *corpus && s.split == task.split());
-            of_task.push(match known {
+            splits_of_task.push(match known {
                 Some(i) => i,
                 None => {
                     splits.push(Split::new(snapshot, task.split())?);
@@ -60,10 +79,10 @@ pub fn open(store: &Store, mixture: &Mixture) -> Result<Opened, LoaderError> {
                 }
             });
         }
-        let rows: Vec<u64> = of_task.iter().map(|&i| splits[i].n_rows()).collect();
+        let rows: Vec<u64> = splits_of_task.iter().map(|&i| splits[i].n_rows()).collect();
         check_rows(&place, task, rows.iter().sum())?;
         tasks.push(if task.aspect_buckets() {
-            let buckets = buckets(store, &place, task, of_task.iter().map(|&i| &splits[i]))?;
+            let buckets = buckets(&store, &place, task, splits_of_task.iter().map(|&i| &splits[i]))?;
             TaskRows { n_rows: rows, buckets }
         } else {
             TaskRows::whole(rows, task.views().len())
@@ -72,7 +91,7 @@ pub fn open(store: &Store, mixture: &Mixture) -> Result<Opened, LoaderError> {
             name: task.name().to_owned(),
             seed: mixture.seed(),
             task_idx,
-            splits: of_task,
+            splits: splits_of_task,
             modalities: task.modalities().to_vec(),
             views: task.views().to_vec(),
             patching: *mixture.patching(),
@@ -83,7 +102,12 @@ pub fn open(store: &Store, mixture: &Mixture) -> Result<Opened, LoaderError> {
         });
     }
     check_tokenizers(&manifests)?;
-    Ok(Opened { manifests, splits, recipes, plan: Plan::new(mixture.clone(), tasks) })
+    Ok(Opened { store, manifests, splits, recipes, plan: Plan::new(mixture.clone(), tasks) })
+}
+
+/// For messages.
+fn of_task(task: &Task) -> String {
+    format!("task `{}`", task.name())
 }
 
 /// # Errors
@@ -107,6 +131,19 @@ fn buckets<'a>(
         });
     }
     Ok(by_aspect(task, sizes.into_iter()))
+}
+
+/// The snapshot whose manifest has the digest `wanted`; `newest` if there is none.
+fn older(store: &Store, newest: Snapshot, wanted: Option<&String>) -> Result<Snapshot, LoaderError> {
+    let Some(wanted) = wanted.filter(|wanted| **wanted != newest.digest.0) else { return Ok(newest) };
+    let corpus = &newest.manifest.corpus;
+    for version in store.snapshot_versions(corpus)?.into_iter().rev().filter(|&version| version < newest.version) {
+        let older = store.snapshot(corpus, version)?;
+        if older.digest.0 == *wanted {
+            return Ok(older);
+        }
+    }
+    Ok(newest)
 }
 
 /// The newest snapshot of a corpus.
@@ -223,7 +260,7 @@ pub fn resume(
     for (corpus, wanted) in &digests {
         let found = cursor.manifest_digests.get(corpus).map_or("", String::as_str);
         let what = format!("manifest digest of corpus `{corpus}`");
-        same(&what, found, wanted, "the corpus was ingested again since; start a new run")?;
+        same(&what, found, wanted, "the corpus was ingested again, and its older snapshot is gone; start a new run")?;
     }
     // Changes that come after the cursor's step are the run's to make.
     same("mixture digest", &cursor.mixture_digest, &mixture.digest_before(cursor.step), remedy)?;

@@ -1,4 +1,4 @@
-//! Every thread and every channel of the loader.
+//! Every thread and every channel of a loader that is under way; opening one has threads of its own, in [`crate::corpora`].
 //!
 //! ```text
 //! planner ──reads──► imp-fetch-0..m ──records──► imp-decode-0..n ──examples──► imp-assemble ──prefetch_batches──► next()
@@ -37,6 +37,8 @@ use crate::stats::{Clock, Counters};
 const N_DECODED: usize = 64;
 /// Buffers of examples that are kept for others.
 const N_POOLED: usize = 128;
+/// Share of the byte budget that buffers of examples may take while they wait to be used again; those of batches as much.
+const POOLED_SHARE: usize = 16;
 /// How long a drop waits for a read that the store is still retrying.
 const JOIN_LIMIT: Duration = Duration::from_secs(10);
 
@@ -60,7 +62,9 @@ pub struct Pools {
 
 impl Pools {
     pub fn new(settings: &LoaderSettings) -> Self {
-        Self { examples: Arc::new(Pool::new(N_POOLED)), batches: Pool::new(settings.prefetch_batches) }
+        let max_bytes = (settings.max_buffered_mib << 20) / POOLED_SHARE;
+        let batches = Pool::new(settings.prefetch_batches, max_bytes);
+        Self { examples: Arc::new(Pool::new(N_POOLED, max_bytes)), batches }
     }
 }
 
@@ -133,7 +137,8 @@ impl Pipeline {
     /// A thread cannot be started.
     pub fn start(shared: &Arc<Shared>, planner: Planner, settings: &LoaderSettings) -> Result<Self, LoaderError> {
         let n_decode_threads = settings.decode_threads;
-        let budget = Budget::new(settings.max_buffered_mib << 20);
+        let max_bytes = settings.max_buffered_mib << 20;
+        let budget = Budget::new(max_bytes - 2 * (max_bytes / POOLED_SHARE));
         let feed = Arc::new(Mutex::new(Feed { planner, next_seq: 0, reads: VecDeque::new() }));
         let (jobs_tx, jobs_rx) = bounded::<Job>(2 * n_decode_threads);
         let (decoded_tx, decoded_rx) = bounded::<Decoded>(N_DECODED);
@@ -272,12 +277,13 @@ impl Shared {
         Some(Next::Found(work, found))
     }
 
-    /// Encoded media by the manifests' averages, twice, because a read holds what came and what it becomes; and the batch's arrays.
+    /// Encoded media by the manifests' averages, twice, because a read holds what came and what it becomes; and the batch's arrays,
+    /// twice, because its examples are there until it is put together.
     fn expected_bytes(&self, plan: &StepPlan) -> usize {
         let recipe = &self.recipes[plan.task_idx];
         let encoded = |e: &ExampleId| self.fetcher.splits[recipe.splits[e.corpus_idx as usize]].mean_bytes as usize;
         let encoded: usize = plan.examples.iter().map(encoded).sum();
-        2 * encoded + recipe.output_bytes(&recipe.views[plan.view_idx], plan.examples.len())
+        2 * (encoded + recipe.output_bytes(&recipe.views[plan.view_idx], plan.examples.len()))
     }
 
     /// The example of one record; a panic of a decoder is caught and named.

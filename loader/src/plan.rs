@@ -121,15 +121,10 @@ impl Plan {
         self.example(&mut None, task_idx, bucket_idx, k)
     }
 
-    /// Rows of a bucket, counted over the task's corpora, in the order of its first epoch: the first `n` of them.
+    /// Rows of a bucket, counted within it, in the order of its first epoch: the first `n` of them.
     pub fn first_rows(&self, task_idx: usize, bucket_idx: usize, n: u64) -> Vec<u64> {
-        let n_rows = &self.tasks[task_idx].n_rows;
-        let mut order = None;
-        let row = |example: ExampleId| {
-            let before: u64 = n_rows[..example.corpus_idx as usize].iter().sum();
-            before + example.row
-        };
-        (0..n).map(|k| row(self.example(&mut order, task_idx, bucket_idx, k))).collect()
+        let mut order = self.order(task_idx, bucket_idx, 0);
+        (0..n).map(|i| order.row_at(i)).collect()
     }
 
     /// What was consumed before the state's step.
@@ -185,16 +180,21 @@ impl Plan {
         &self.tasks[task_idx].buckets
     }
 
+    fn order(&self, task_idx: usize, bucket_idx: usize, epoch: u64) -> Order {
+        let n = self.n_rows(task_idx, bucket_idx);
+        let radius = self.mixture.shuffle_radius().unwrap_or(n);
+        // The one bucket of a task without aspect buckets is the task: its address is that of before there were any.
+        let address = task_idx as u64 | (bucket_idx as u64) << 32;
+        Order::new(self.mixture.seed(), address, epoch, n, radius)
+    }
+
     fn example(&self, order: &mut Option<Order>, task_idx: usize, bucket_idx: usize, k: u64) -> ExampleId {
         let rows = &self.tasks[task_idx];
         let bucket = &rows.buckets[bucket_idx];
         let n = bucket.n_rows;
         let (epoch, i) = (k / n, k % n);
         if order.as_ref().is_none_or(|o| o.epoch != epoch) {
-            let radius = self.mixture.shuffle_radius().unwrap_or(n);
-            // The one bucket of a task without aspect buckets is the task: its address is that of before there were any.
-            let address = task_idx as u64 | (bucket_idx as u64) << 32;
-            *order = Some(Order::new(self.mixture.seed(), address, epoch, n, radius));
+            *order = Some(self.order(task_idx, bucket_idx, epoch));
         }
         let mut row = bucket.row(order.as_mut().map_or(0, |o| o.row_at(i)));
         let mut corpus_idx = 0;

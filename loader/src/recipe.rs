@@ -36,6 +36,11 @@ impl Recipe {
         self.augment.is_none()
     }
 
+    /// Whether planes go straight to the view's size. What of them is needed hangs on the crop, so nothing is kept.
+    pub fn resizes_planes(&self) -> bool {
+        self.decode == Decode::Scaled && self.working_side.is_none()
+    }
+
     /// The size of pictures or clips, if the task has any. An evaluation may use less than its view could give.
     pub fn vision(&self, view: &View) -> Option<Resolution> {
         view.vision().filter(|_| self.has(Modality::Image) || self.has(Modality::Video))
@@ -58,7 +63,7 @@ impl Recipe {
         for modality in &self.modalities {
             match modality {
                 Modality::Image => forms.push(Form::Picture { side, decode: self.decode }),
-                Modality::Video => forms.push(Form::Frames { side }),
+                Modality::Video => forms.push(Form::Frames { side, decode: self.decode }),
                 Modality::Audio => forms.push(Form::Sound),
                 Modality::Text => {}
             }

@@ -3,8 +3,10 @@
 //! In: the rows of a task in the order in which they come. Out: how often a batch holds neighbours, and whether the order still
 //! follows the rows. Never: I/O.
 
+use imp_schemas::task::Task;
 use serde::Serialize;
 
+use crate::buckets::Bucket;
 use crate::plan::Plan;
 
 /// Examples that are looked at: an epoch, or as many.
@@ -25,10 +27,12 @@ pub struct ShuffleQuality {
     pub position_correlation: f64,
 }
 
-/// The quality of the order of a task's largest bucket, in batches of `n`.
-pub fn quality(plan: &Plan, task_idx: usize, n: usize, radius: Option<u64>) -> ShuffleQuality {
-    let buckets = plan.buckets(task_idx).iter().enumerate();
-    let (bucket_idx, n_rows) = buckets.map(|(i, b)| (i, b.n_rows)).max_by_key(|&(_, n)| n).unwrap_or((0, 1));
+/// The quality of the order of a task's largest bucket, in batches of its largest view.
+pub fn quality(plan: &Plan, task: &Task, task_idx: usize, radius: Option<u64>) -> ShuffleQuality {
+    let buckets = plan.buckets(task_idx);
+    let bucket_idx = (0..buckets.len()).max_by_key(|&i| buckets[i].n_rows).unwrap_or(0);
+    let Bucket { views, n_rows, .. } = &buckets[bucket_idx];
+    let (n, n_rows) = (views.iter().map(|&view_idx| task.views()[view_idx].n()).max().unwrap_or(2), *n_rows);
     let window_rows = match radius {
         Some(radius) if radius < n_rows => (radius / crate::plan::N_WINDOWS).max(1),
         _ => NEIGHBOURHOOD.min(n_rows),
@@ -81,7 +85,8 @@ mod tests {
             "modalities": ["image", "text"], "objective": "nce", "batch": 256,
             "views": [{ "height": 16, "width": 16, "text_tokens": 4 }] }] });
         let mixture: Mixture = serde_json::from_value::<RawMixture>(raw).unwrap().try_into().unwrap();
-        quality(&Plan::new(mixture, vec![TaskRows::whole(vec![n_rows], 1)]), 0, 256, radius)
+        let task = mixture.tasks()[0].clone();
+        quality(&Plan::new(mixture, vec![TaskRows::whole(vec![n_rows], 1)]), &task, 0, radius)
     }
 
     #[test]

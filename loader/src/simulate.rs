@@ -1,7 +1,8 @@
 //! What a run will read, before it reads anything: requests, bytes, cache hits, time, shapes, and how well it is shuffled.
 //!
 //! In: a store, a mixture, a window of steps, a cluster. Out: a [`Simulated`]. The plan is walked as a run walks it, and requests
-//! are counted by the functions that make them, from the footers of the shards that the steps touch.
+//! are counted by the functions that make them, from the footers of the shards that the steps touch. What a cache on disk spares is
+//! an estimate by rows: the cache keeps blocks and what lies between two of them, so it is full sooner, by much if records are small.
 //! Never: a medium read, a decode, a rate that is not an argument.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -12,7 +13,7 @@ use imp_schemas::store::Store;
 use imp_schemas::task::Mixture;
 use serde::Serialize;
 
-use crate::config::Rank;
+use crate::config::{LoaderSettings, Rank};
 use crate::error::LoaderError;
 use crate::open::{self, Opened};
 use crate::record::wanted_columns;
@@ -96,7 +97,7 @@ pub fn simulate(store: &Store, mixture: &Mixture, options: &SimulateOptions) -> 
     for rank in 0..options.ranks.max(1) {
         open::check_rank(mixture, Rank { rank, of: options.ranks })?;
     }
-    let opened = open::open(store, mixture)?;
+    let opened = open::open(store, mixture, &LoaderSettings::default(), None)?;
     let mut ranks: Vec<RankReads> = (0..options.ranks).map(|_| RankReads::new(options.cache_bytes)).collect();
     let mut tasks: BTreeMap<String, SimulatedTask> = BTreeMap::new();
     let mut state = opened.plan.seek(options.from_step);
@@ -134,10 +135,7 @@ pub fn simulate(store: &Store, mixture: &Mixture, options: &SimulateOptions) -> 
             .tasks()
             .iter()
             .enumerate()
-            .map(|(i, task)| {
-                let n = task.views().iter().map(|view| view.n()).max().unwrap_or(2);
-                (task.name().to_owned(), quality(&opened.plan, i, n, mixture.shuffle_radius()))
-            })
+            .map(|(i, task)| (task.name().to_owned(), quality(&opened.plan, task, i, mixture.shuffle_radius())))
             .collect(),
     })
 }

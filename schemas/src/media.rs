@@ -24,8 +24,9 @@ use crate::reject::RejectReason;
 
 pub use audio::{AudioMeta, Waveform, check_audio, read_audio, read_audio_part};
 pub use image::{ImageMeta, read_image};
-pub use planes::{Needed, Plane, Planes, read_planes};
-pub use video::{Keyframe, VideoMeta, read_frames, read_video};
+pub use planes::{Needed, Plane, PlaneView, Planes, PlanesView, read_planes};
+pub use rgb::packed_rgb;
+pub use video::{Frame, Keyframe, VideoMeta, read_frames, read_raw_frames, read_video};
 
 /// One decoded picture or frame.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -51,7 +51,8 @@ pub enum Decode {
     /// cropped and resized before they become RGB. With a working side, the whole of the picture at that side, which is then
     /// cropped; without one nothing is kept in the cache. Pixels differ from `full` by about a level on average at the whole size,
     /// two at a half; `ops/benches/README.md` says what is measured. Other codecs, and JPEGs that are turned or not YCbCr, are
-    /// decoded in full. Damage below a crop goes unseen.
+    /// decoded in full. Damage below a crop goes unseen. Frames of clips are decoded whole, and their planes cropped and resized in
+    /// the same way.
     Scaled,
 }
 

@@ -13,10 +13,12 @@ use std::time::Duration;
 use clap::{Parser, Subcommand};
 use imp_loader::{Rank, SimulateOptions, Watch};
 use imp_schemas::batch::{Batch, ExampleId};
+use imp_schemas::checkpoint::CheckpointMeta;
 use imp_schemas::run_file::RunFile;
 use imp_schemas::store::Store;
 use imp_trainer::config::{RawTrain, TrainConfig};
 use imp_trainer::data::{self, DataOptions, Observer};
+use imp_trainer::train::newest_checkpoint;
 use imp_trainer::{device, eval};
 use miette::{IntoDiagnostic, Result, WrapErr, miette};
 
@@ -112,7 +114,8 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Say which records a step trains on, past or future, and their captions, crops, flips and frames, by the newest snapshots.
+    /// Say which records a step trains on, past or future, and their captions, crops, flips and frames: by the snapshots that the run's
+    /// newest checkpoint holds, or by the newest ones if there is no run yet.
     Explain {
         #[command(flatten)]
         place: Place,
@@ -248,7 +251,8 @@ fn command(command: Command) -> Result<()> {
         }
         Command::Explain { place, step, json } => {
             let (config, store) = open_data(&place)?;
-            let explained = imp_loader::explain(&store, &config.mixture, step).into_diagnostic()?;
+            let cursor = checkpoint_of(&place)?.map(|meta| meta.cursor);
+            let explained = imp_loader::explain(&store, &config.mixture, cursor.as_ref(), step).into_diagnostic()?;
             if json {
                 println!("{}", serde_json::to_string(&explained).into_diagnostic()?);
             } else {
@@ -329,6 +333,16 @@ fn open(place: &Place) -> Result<(TrainConfig, Store, Store)> {
     let file = RunFile::read(&place.config).into_diagnostic()?;
     let run = Store::open(place.run.as_deref().unwrap_or(&file.run)).into_diagnostic()?;
     Ok((config, store, run))
+}
+
+/// The newest checkpoint of the run, if there is a run: looking for it makes no folder.
+fn checkpoint_of(place: &Place) -> Result<Option<CheckpointMeta>> {
+    let file = RunFile::read(&place.config).into_diagnostic()?;
+    let run = place.run.as_deref().unwrap_or(&file.run);
+    if !run.contains("://") && !Path::new(run).is_dir() {
+        return Ok(None);
+    }
+    newest_checkpoint(&Store::open(run).into_diagnostic()?).into_diagnostic()
 }
 
 /// Without the run's folder, which is made when it is opened.

@@ -6,6 +6,8 @@
 use std::net::SocketAddr;
 
 use imp_loader::{LoaderStats, StageSeconds, Watch};
+use imp_schemas::store::disk_cache::DiskCacheStats;
+use imp_schemas::store::sealed::ReadingStats;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
@@ -67,8 +69,12 @@ struct Totals(Watch);
 
 impl Collector for Totals {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
-        let LoaderStats { media_bytes, cache_bytes, n_cache_hits, stages, substituted, n_without_sound, .. } =
+        // All by name: a new total must find its place below.
+        let LoaderStats { media_bytes, cache_bytes, n_cache_hits, stages, substituted, n_without_sound, reading } =
             self.0.stats();
+        let ReadingStats { n_requests, n_hedges, n_hedges_won, disk } = reading;
+        let has_disk = disk.is_some();
+        let DiskCacheStats { n_hits, n_misses, hit_bytes, stored_bytes, used_bytes, fault } = disk.unwrap_or_default();
         let all = [
             ("fetch", stages.fetch),
             ("decode", stages.decode),
@@ -102,8 +108,17 @@ impl Collector for Totals {
             ("media_read_bytes", "Encoded media read from the store", media_bytes),
             ("decoded_cache_hits", "Decoded forms found in memory", n_cache_hits),
             ("without_sound", "Examples passed over because their video has no sound track", n_without_sound),
+            ("range_requests", "Requests for ranges of shards in a remote store, second tries among them", n_requests),
+            ("hedged_requests", "Second tries of requests that fell silent", n_hedges),
+            ("hedges_won", "Second tries that were answered first", n_hedges_won),
         ];
-        for (name, help, value) in counters {
+        let of_disk = [
+            ("disk_cache_hits", "Runs of blocks found on the disk", n_hits),
+            ("disk_cache_misses", "Runs of blocks not found on the disk", n_misses),
+            ("disk_cache_hit_bytes", "Bytes found on the disk", hit_bytes),
+            ("disk_cache_stored_bytes", "Bytes that this process put on the disk", stored_bytes),
+        ];
+        for (name, help, value) in counters.into_iter().chain(of_disk.into_iter().filter(|_| has_disk)) {
             let counter = ConstCounter::new(value);
             counter.encode(encoder.encode_descriptor(name, help, None, counter.metric_type())?)?;
         }
@@ -111,7 +126,12 @@ impl Collector for Totals {
             ("decoded_cache_bytes", "Decoded forms held in memory", cache_bytes),
             ("substituted_records", "Distinct records whose content made no example", substituted.len()),
         ];
-        for (name, help, value) in gauges {
+        let used = usize::try_from(used_bytes).unwrap_or(usize::MAX);
+        let of_disk = [
+            ("disk_cache_bytes", "Bytes that the disk cache's folder takes", used),
+            ("disk_cache_failed", "1 if nothing more can be written to the disk cache", usize::from(fault.is_some())),
+        ];
+        for (name, help, value) in gauges.into_iter().chain(of_disk.into_iter().filter(|_| has_disk)) {
             let gauge = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
             gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;
         }

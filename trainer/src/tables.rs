@@ -190,7 +190,18 @@ pub fn of_step(explained: &ExplainedStep) -> String {
     let ExplainedStep { step, task, view, sizes, first, examples } = explained;
     let sizes: Vec<String> = sizes.iter().map(|(name, size)| format!("{name} {size}")).collect();
     let mut table = empty();
-    table.set_header(["#", "key", "shard", "row", "epoch", "caption", "crop", "flip", "frames"]);
+    table.set_header([
+        "#",
+        "key",
+        "shard",
+        "row",
+        "epoch",
+        "caption",
+        "crop",
+        "flip",
+        "frames",
+        "replaced for want of",
+    ]);
     for (k, example) in (*first..).zip(examples) {
         let crop = example.crop.map_or_else(String::new, |crop| {
             let (width, height) = crop.of;
@@ -211,6 +222,7 @@ pub fn of_step(explained: &ExplainedStep) -> String {
             crop,
             example.flipped.map_or("", flag).to_owned(),
             frames,
+            example.lacks.unwrap_or_default().to_owned(),
         ]);
     }
     format!("step {step}: task `{task}`, view {view} ({})\n{table}\n", sizes.join(", "))

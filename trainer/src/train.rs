@@ -82,6 +82,7 @@ pub fn fit<D: Backend>(
     let first_step = start.as_ref().map_or(0, |meta| meta.step);
     let mut metrics = Metrics::start(run, first_step, config.steps)?;
     let mut ledger = Ledger::open(run)?;
+    loader.remember(ledger.records().iter().cloned());
     let (begin, mut waited) = (Instant::now(), 0.0);
 
     for step in first_step..config.steps {

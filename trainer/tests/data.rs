@@ -1,5 +1,5 @@
 //! The loader's program: SIGKILL at any moment, go on with other threads and another number of ranks, and nothing of what
-//! the steps train on is lost, repeated or changed.
+//! the steps train on is lost, repeated or changed; nor by a disk cache that all of them write at once.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
@@ -15,9 +15,35 @@ use testkit::world::{self, Scale};
 
 const STEPS: usize = 300;
 const N_KILLS: usize = 20;
+/// Of the run that reads from a server: fewer, because each start makes a hundred requests.
+const N_REMOTE_KILLS: usize = 8;
+
+/// Of the test kit's run file.
+const CACHES: &str = "decoded_cache_mib = 8";
+
+/// A world that was ingested, and how its run file reads it.
+struct World {
+    run_file: PathBuf,
+    /// Where the programs find the store.
+    env: Vec<(String, String)>,
+}
+
+impl World {
+    /// Makes the world's media in `dir` and ingests them into `store`; `caches` are the keys of `[train.loader]` for them.
+    fn make(dir: &Path, url: &str, store: &Store, env: Vec<(String, String)>, caches: &str) -> Self {
+        world::write(&dir.join("corpora"), &Scale::tiny(), 5).unwrap();
+        let text = testkit::tiny::run_file(&dir.join("corpora"), url, "unused", 1, 1);
+        let run_file = dir.join("run.toml");
+        assert!(text.contains(CACHES));
+        std::fs::write(&run_file, text.replace(CACHES, caches)).unwrap();
+        let config = IngestConfig::read(&run_file).unwrap();
+        imp_ingest::run(&config, store, &mut imp_ingest::Progress::silent()).unwrap();
+        Self { run_file, env }
+    }
+}
 
 struct Stint<'a> {
-    run_file: &'a Path,
+    world: &'a World,
     from_step: usize,
     threads: u64,
     ranks: usize,
@@ -27,7 +53,8 @@ struct Stint<'a> {
 impl Stint<'_> {
     fn start(&self, rank: usize, digests: &Path) -> Child {
         let mut command = Command::new(env!("CARGO_BIN_EXE_imp-train"));
-        command.args(["data", "--json", "--config"]).arg(self.run_file).arg("--digests").arg(digests);
+        command.args(["data", "--json", "--config"]).arg(&self.world.run_file).arg("--digests").arg(digests);
+        command.envs(self.world.env.iter().map(|(name, value)| (name, value)));
         let mut number = |flag: &str, n: u64| _ = command.args([flag, &n.to_string()]);
         number("--steps", (STEPS - self.from_step - 1) as u64);
         number("--from-step", self.from_step as u64);
@@ -35,7 +62,7 @@ impl Stint<'_> {
         number("--rank", rank as u64);
         number("--ranks", self.ranks as u64);
         number("--step-ms", self.step_ms);
-        command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
     }
 }
 
@@ -57,33 +84,26 @@ fn together(parts: &[&Value]) -> Value {
     whole
 }
 
-#[test]
-fn ranks_killed_at_random_moments_lose_repeat_and_change_nothing() {
-    let dir = tempfile::tempdir().unwrap();
-    world::write(&dir.path().join("corpora"), &Scale::tiny(), 5).unwrap();
-    let store = dir.path().join("store");
-    let text = testkit::tiny::run_file(&dir.path().join("corpora"), store.to_str().unwrap(), "unused", 1, 1);
-    let run_file = dir.path().join("run.toml");
-    std::fs::write(&run_file, text).unwrap();
-    let config = IngestConfig::read(&run_file).unwrap();
-    imp_ingest::run(&config, &Store::open(store.to_str().unwrap()).unwrap(), &mut imp_ingest::Progress::silent())
-        .unwrap();
-
-    let alone = dir.path().join("alone.jsonl");
-    let stint = Stint { run_file: &run_file, from_step: 0, threads: 1, ranks: 1, step_ms: 0 };
-    let output = stint.start(0, &alone).wait_with_output().unwrap();
+/// What the steps hold in one go, and the loader's report of it.
+fn undisturbed(world: &World, digests: &Path) -> (Vec<Value>, Value) {
+    let stint = Stint { world, from_step: 0, threads: 1, ranks: 1, step_ms: 0 };
+    let output = stint.start(0, digests).wait_with_output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let want = lines(&alone);
-    assert_eq!(want.len(), STEPS);
+    let all = lines(digests);
+    assert_eq!(all.len(), STEPS);
+    (all, serde_json::from_slice(&output.stdout).unwrap())
+}
 
+/// What the steps hold when one or two ranks are killed `n_kills` times, and go on as other ranks with other threads.
+fn killed(world: &World, n_kills: usize, dir: &Path) -> Vec<Value> {
     let mut rng = rng_for(1, Role::Synth, &[]);
     let (mut got, mut n_killed): (Vec<Value>, usize) = (Vec::new(), 0);
     while got.len() < STEPS {
         let (threads, ranks) = (1 + rng.below(4), 1 + rng.below(2) as usize);
-        let stint = Stint { run_file: &run_file, from_step: got.len(), threads, ranks, step_ms: 5 };
-        let files: Vec<PathBuf> = (0..ranks).map(|rank| dir.path().join(format!("{n_killed}-{rank}.jsonl"))).collect();
+        let stint = Stint { world, from_step: got.len(), threads, ranks, step_ms: 5 };
+        let files: Vec<PathBuf> = (0..ranks).map(|rank| dir.join(format!("{n_killed}-{rank}.jsonl"))).collect();
         let mut children: Vec<Child> = files.iter().enumerate().map(|(rank, file)| stint.start(rank, file)).collect();
-        if n_killed < N_KILLS {
+        if n_killed < n_kills {
             // Somewhere in the first steps: in opening, in a read, in a decode, with batches under way.
             let begin = Instant::now();
             let first = rng.chance(0.8);
@@ -105,9 +125,47 @@ fn ranks_killed_at_random_moments_lose_repeat_and_change_nothing() {
         let done = parts.iter().map(Vec::len).min().unwrap();
         got.extend((0..done).map(|i| together(&parts.iter().map(|part| &part[i]).collect::<Vec<_>>())));
     }
-    assert_eq!(n_killed, N_KILLS, "the run ended before it was killed often enough; make it longer");
-    for (got, want) in got.iter().zip(&want) {
+    assert_eq!(n_killed, n_kills, "the run ended before it was killed often enough; make it longer");
+    got
+}
+
+fn assert_same(got: &[Value], want: &[Value]) {
+    for (got, want) in got.iter().zip(want) {
         assert_eq!(got, want);
     }
     assert_eq!(got.last().unwrap()["step"], json!(STEPS - 1));
+}
+
+#[test]
+fn ranks_killed_at_random_moments_lose_repeat_and_change_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let url = dir.path().join("store");
+    let url = url.to_str().unwrap();
+    let world = World::make(dir.path(), url, &Store::open(url).unwrap(), Vec::new(), CACHES);
+    let (want, _) = undisturbed(&world, &dir.path().join("alone.jsonl"));
+    assert_same(&killed(&world, N_KILLS, dir.path()), &want);
+}
+
+#[test]
+fn a_disk_cache_that_killed_ranks_share_changes_nothing_and_spares_every_media_request_in_the_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = testkit::s3::S3Server::start().unwrap();
+    let (url, cache) = (server.url("store"), dir.path().join("cache"));
+    let store = Store::open_with(&url, &server.options()).unwrap();
+    // Nothing decoded is kept, so that every epoch asks for the bytes again.
+    let caches = format!("decoded_cache_mib = 0\ndisk_cache = '{}'\ndisk_cache_gib = 1", cache.display());
+    let world = World::make(dir.path(), &url, &store, server.env(), &caches);
+    let got = killed(&world, N_REMOTE_KILLS, dir.path());
+    let (again, report) = undisturbed(&world, &dir.path().join("again.jsonl"));
+    assert_same(&got, &again);
+    let reading = &report["stats"]["reading"];
+    assert_eq!((&reading["n_requests"], &reading["disk"]["n_misses"]), (&json!(0), &json!(0)), "{reading}");
+    assert!(reading["disk"]["n_hits"].as_u64().unwrap() > 0, "{reading}");
+    // The same without a cache.
+    std::fs::remove_dir_all(&cache).unwrap();
+    let text = std::fs::read_to_string(&world.run_file).unwrap();
+    std::fs::write(&world.run_file, text.replace(&caches, CACHES)).unwrap();
+    let (want, report) = undisturbed(&world, &dir.path().join("alone.jsonl"));
+    assert!(report["stats"]["reading"]["n_requests"].as_u64().unwrap() > 0 && !cache.exists(), "{report}");
+    assert_same(&got, &want);
 }

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use imp_schemas::batch::ExampleId;
 use imp_schemas::media::{
     MediaLimits, Needed, Picture, Planes, read_audio, read_audio_part, read_frames, read_image, read_planes,
+    read_raw_frames,
 };
 use imp_schemas::resolution::{Resolution, n_kept};
 use imp_schemas::task::{Decode, View};
@@ -48,6 +49,8 @@ pub struct Example {
 pub struct Workbench {
     pixels: Pixels,
     planes: PlaneResizer,
+    /// Of the JPEG that was read last; kept for its memory.
+    coded: Planes,
     sounds: Sounds,
     cache: Arc<Cache>,
     /// Of the pixels of examples.
@@ -61,6 +64,7 @@ impl Workbench {
         Self {
             pixels,
             planes: PlaneResizer::default(),
+            coded: Planes::default(),
             sounds,
             cache: Arc::clone(cache),
             pool: Arc::clone(pool),
@@ -131,19 +135,19 @@ impl Workbench {
             self.pixels.crop_resize(picture, crop, width, height, &mut out)?;
         } else {
             let bytes = record.medium().ok_or(ContentFault::NoMedium)?;
-            match self.planes(recipe, draws, bytes, [height, width])? {
-                // What the view needs of them depends on its crop, so there is nothing to keep.
-                Some(planes) if recipe.working_side.is_none() => {
-                    let crop = crop_of(recipe, draws, (planes.width, planes.height), height, width);
-                    self.planes.crop_resize(&planes, crop, width, height, &mut out)?;
-                }
-                planes => {
-                    let picture = match planes {
-                        Some(planes) => self.reduce(&planes, recipe.working_side)?,
-                        None => self.pixels.reduce(read_image(bytes, &self.limits)?.1, recipe.working_side)?,
-                    };
-                    let crop = crop_of(recipe, draws, (picture.width, picture.height), height, width);
-                    self.pixels.crop_resize(&picture, crop, width, height, &mut out)?;
+            let has_planes = self.read_planes(recipe, draws, bytes, [height, width])?;
+            if has_planes && recipe.resizes_planes() {
+                let crop = crop_of(recipe, draws, (self.coded.width, self.coded.height), height, width);
+                self.planes.crop_resize(&self.coded.view(), crop, width, height, &mut out)?;
+            } else {
+                let picture = if has_planes {
+                    self.reduce_planes(recipe.working_side)?
+                } else {
+                    self.pixels.reduce(read_image(bytes, &self.limits)?.1, recipe.working_side)?
+                };
+                let crop = crop_of(recipe, draws, (picture.width, picture.height), height, width);
+                self.pixels.crop_resize(&picture, crop, width, height, &mut out)?;
+                if !recipe.resizes_planes() {
                     self.cache.put(key(record, form), Held::Pictures(Arc::new(vec![picture])));
                 }
             }
@@ -152,19 +156,19 @@ impl Workbench {
         Ok(out)
     }
 
-    /// The planes of a JPEG, as small as the view or the working side lets them be; `None` if the task wants every pixel, or the
-    /// picture has no planes.
-    fn planes(
-        &self,
+    /// Reads the planes of a JPEG, as small as the view or the working side lets them be; `false` if the task wants every pixel, or
+    /// the picture has no planes.
+    fn read_planes(
+        &mut self,
         recipe: &Recipe,
         draws: &Draws,
         bytes: &[u8],
         [height, width]: [usize; 2],
-    ) -> Result<Option<Planes>, ContentFault> {
+    ) -> Result<bool, ContentFault> {
         if recipe.decode == Decode::Full {
-            return Ok(None);
+            return Ok(false);
         }
-        let read = read_planes(bytes, &self.limits, |across, down| {
+        let read = read_planes(bytes, &self.limits, &mut self.coded, |across, down| {
             if recipe.working_side.is_some() {
                 return Some(Needed { at_least: reduced_size(across, down, recipe.working_side), n_rows: down });
             }
@@ -172,15 +176,17 @@ impl Workbench {
             let at_least = ((across * width).div_ceil(crop.width), (down * height).div_ceil(crop.height));
             Some(Needed { at_least, n_rows: crop.top + crop.height })
         })?;
-        Ok(read.map(|(_, planes)| planes))
+        Ok(read.is_some())
     }
 
-    /// The whole picture with its shorter side at `side` pixels; as large as it is, if it is that small.
-    fn reduce(&mut self, planes: &Planes, side: Option<usize>) -> Result<Picture, ContentFault> {
-        let (width, height) = reduced_size(planes.width, planes.height, side);
+    /// The whole picture of the planes that were read last, with its shorter side at `side` pixels; as large as it is, if it is that
+    /// small.
+    fn reduce_planes(&mut self, side: Option<usize>) -> Result<Picture, ContentFault> {
+        let Planes { width: across, height: down, .. } = self.coded;
+        let (width, height) = reduced_size(across, down, side);
         let mut rgb = vec![0; width * height * 3];
-        let whole = CropBox { left: 0, top: 0, width: planes.width, height: planes.height };
-        self.planes.crop_resize(planes, whole, width, height, &mut rgb)?;
+        let whole = CropBox { left: 0, top: 0, width: across, height: down };
+        self.planes.crop_resize(&self.coded.view(), whole, width, height, &mut rgb)?;
         Ok(Picture { width, height, rgb })
     }
 
@@ -223,7 +229,10 @@ impl Workbench {
         record: &Record,
         n: usize,
     ) -> Result<Option<Arc<Vec<Picture>>>, ContentFault> {
-        let form = Form::Frames { side: recipe.working_side };
+        if recipe.resizes_planes() {
+            return Ok(None);
+        }
+        let form = Form::Frames { side: recipe.working_side, decode: recipe.decode };
         if let Some(Held::Pictures(frames)) = record.form(form) {
             return Ok(Some(Arc::clone(frames)));
         }
@@ -236,22 +245,22 @@ impl Workbench {
         }
         let bytes = record.medium().ok_or(ContentFault::NoMedium)?;
         let mut frames = Vec::with_capacity(n);
-        let mut fault = None;
         let all: Vec<usize> = (0..n).collect();
         let pixels = &mut self.pixels;
-        read_frames(bytes, &all, &self.limits, &mut |_, picture| match pixels.reduce(picture, recipe.working_side) {
-            Ok(reduced) => frames.push(reduced),
-            Err(e) => fault = Some(e),
-        })?;
-        if let Some(fault) = fault {
-            return Err(fault);
+        let read = read_frames(bytes, &all, &self.limits, &mut |_, picture| {
+            frames.extend(pixels.reduce(picture, recipe.working_side));
+        });
+        if read.is_err() || frames.len() < n {
+            // Whether a damaged clip makes an example must not hang on the cache's room: the frames that are wanted decide.
+            return Ok(None);
         }
         let frames = Arc::new(frames);
         self.cache.put(key(record, form), Held::Pictures(Arc::clone(&frames)));
         Ok(Some(frames))
     }
 
-    /// Frames `wanted` straight to the view's size: the source's full-size frames never lie side by side.
+    /// Frames `wanted` straight to the view's size: the source's full-size frames never lie side by side, and if the task lets them
+    /// be scaled as planes, they never become RGB.
     fn few_frames(
         &mut self,
         recipe: &Recipe,
@@ -266,28 +275,35 @@ impl Workbench {
         distinct.sort_unstable();
         distinct.dedup();
         let frame_len = height * width * 3;
-        let mut small: Vec<(usize, Vec<u8>)> = Vec::with_capacity(distinct.len());
-        let mut fault = None;
-        let pixels = &mut self.pixels;
-        read_frames(bytes, &distinct, &self.limits, &mut |i, picture| {
-            let made = pixels.reduce(picture, recipe.working_side).and_then(|frame| {
-                let mut to = vec![0; frame_len];
-                let crop = crop_of(recipe, draws, (frame.width, frame.height), height, width);
-                pixels.crop_resize(&frame, crop, width, height, &mut to)?;
-                Ok(to)
-            });
+        let place_of = |frame_idx: usize| wanted.iter().position(|&i| i == frame_idx);
+        let (mut n_made, mut fault) = (0, None);
+        let Self { pixels, planes, limits, .. } = self;
+        let crop = |of| crop_of(recipe, draws, of, height, width);
+        read_raw_frames(bytes, &distinct, limits, &mut |frame_idx, frame| {
+            let Some(to) = place_of(frame_idx).map(|at| &mut out[at * frame_len..][..frame_len]) else { return Ok(()) };
+            let made = match if recipe.resizes_planes() { frame.planes()? } else { None } {
+                Some(of) => planes.crop_resize(&of, crop((of.width, of.height)), width, height, to),
+                None => pixels
+                    .reduce(frame.picture()?, recipe.working_side)
+                    .and_then(|frame| pixels.crop_resize(&frame, crop((frame.width, frame.height)), width, height, to)),
+            };
             match made {
-                Ok(to) => small.push((i, to)),
+                Ok(()) => n_made += 1,
                 Err(e) => fault = Some(e),
             }
+            Ok(())
         })?;
         if let Some(fault) = fault {
             return Err(fault);
         }
-        for (to, i) in out.chunks_exact_mut(frame_len).zip(wanted) {
-            let found = small.iter().find(|(at, _)| at == i);
-            let missing = || ContentFault::Impossible { what: "no frame", found: i.to_string() };
-            to.copy_from_slice(&found.ok_or_else(missing)?.1);
+        if n_made < distinct.len() {
+            return Err(ContentFault::Impossible { what: "a number of frames of", found: n_made.to_string() });
+        }
+        // A frame that is there several times was made once.
+        for (at, &frame_idx) in wanted.iter().enumerate() {
+            if let Some(first) = place_of(frame_idx).filter(|&first| first < at) {
+                out.copy_within(first * frame_len..(first + 1) * frame_len, at * frame_len);
+            }
         }
         Ok(())
     }
@@ -317,30 +333,34 @@ impl Workbench {
             let with_clip = start_seconds.map(|s| (s * rate).round() as usize);
             Placement::Cut(with_clip.map_or_else(|| place(room), |at| at.min(room)))
         };
-        let bytes = || record.medium().ok_or(ContentFault::NoMedium);
         // What will not be kept is decoded no farther than the view reaches.
-        let part = record.meta.sound.and_then(|(rate, n)| {
-            let len = self.sounds.resampled_len(rate, n);
-            let kept = self.cache.has_room(len * size_of::<f32>());
-            match placed(len) {
-                Placement::Cut(at) if !kept => Some((rate, n, at)),
-                Placement::Cut(_) | Placement::Pad(_) => None,
-            }
+        let part = record.meta.sound.and_then(|(rate, n)| match placed(self.sounds.resampled_len(rate, n)) {
+            Placement::Cut(at) => Some((rate, n, at)),
+            Placement::Pad(_) => None,
         });
-        let (samples, placement) = match (record.form(Form::Sound), part) {
-            (Some(Held::Sound(samples)), _) => (Arc::clone(samples), placed(samples.len())),
-            (_, Some((rate, n, at))) => {
-                let (bytes, limits) = (bytes()?, &self.limits);
-                let read = |part| Ok(read_audio_part(bytes, limits, part)?);
-                (Arc::new(self.sounds.resample_part(rate, n, at..at + wanted, read)?), Placement::Cut(0))
-            }
-            _ => {
-                let (_, waveform) = read_audio(bytes()?, &self.limits)?;
-                let samples = Arc::new(self.sounds.resample(waveform)?);
-                self.cache.put(key(record, Form::Sound), Held::Sound(Arc::clone(&samples)));
+        let kept =
+            part.is_none_or(|(rate, n, _)| self.cache.has_room(self.sounds.resampled_len(rate, n) * size_of::<f32>()));
+        let held = match record.form(Form::Sound) {
+            Some(Held::Sound(samples)) => Some(Arc::clone(samples)),
+            _ if kept => match self.whole_sound(record) {
+                Ok(samples) => Some(samples),
+                // Whether a damaged sound makes an example must not hang on the cache's room: the part that is wanted decides.
+                Err(_) if part.is_some() => None,
+                Err(fault) => return Err(fault),
+            },
+            _ => None,
+        };
+        let (samples, placement) = match (held, part) {
+            (Some(samples), _) => {
                 let placement = placed(samples.len());
                 (samples, placement)
             }
+            (None, Some((rate, n, at))) => {
+                let (bytes, limits) = (record.medium().ok_or(ContentFault::NoMedium)?, &self.limits);
+                let read = |part| Ok(read_audio_part(bytes, limits, part)?);
+                (Arc::new(self.sounds.resample_part(rate, n, at..at + wanted, read)?), Placement::Cut(0))
+            }
+            (None, None) => return Err(ContentFault::NoMedium),
         };
         let gain_db = recipe.augment.as_ref().map_or(0.0, |a| a.gain_db);
         let gain = if gain_db > 0.0 {
@@ -349,6 +369,14 @@ impl Workbench {
             1.0
         };
         Ok(self.sounds.spectrogram(&samples, frames, placement, gain))
+    }
+
+    /// Every sample at the spectrogram's rate, which the cache may keep.
+    fn whole_sound(&mut self, record: &Record) -> Result<Arc<Vec<f32>>, ContentFault> {
+        let (_, waveform) = read_audio(record.medium().ok_or(ContentFault::NoMedium)?, &self.limits)?;
+        let samples = Arc::new(self.sounds.resample(waveform)?);
+        self.cache.put(key(record, Form::Sound), Held::Sound(Arc::clone(&samples)));
+        Ok(samples)
     }
 }
 

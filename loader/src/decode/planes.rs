@@ -1,4 +1,4 @@
-//! Planes of a JPEG → pixels of a batch: brightness and colours are cropped and resized each at its own resolution, and only the
+//! Planes of a JPEG or a frame → pixels of a batch: brightness and colours are cropped and resized each at its own resolution, and only the
 //! pixels that are left become RGB.
 //!
 //! In: planes, whole or at a half, a quarter or an eighth. Out: u8 sRGB of the size that was asked for. Never: a resize without
@@ -7,7 +7,7 @@
 
 use fast_image_resize::images::{CroppedImage, Image, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
-use imp_schemas::media::{Plane, Planes};
+use imp_schemas::media::{PlaneView, PlanesView, packed_rgb};
 
 use crate::augment::CropBox;
 use crate::error::ContentFault;
@@ -35,7 +35,7 @@ impl PlaneResizer {
     /// A size that cannot be resized.
     pub fn crop_resize(
         &mut self,
-        planes: &Planes,
+        planes: &PlanesView<'_>,
         crop: CropBox,
         width: usize,
         height: usize,
@@ -48,7 +48,7 @@ impl PlaneResizer {
         packed.resize(width * ROWS, 0);
         let fours = y.chunks_exact(width * ROWS).zip(cb.chunks_exact(width * ROWS)).zip(cr.chunks_exact(width * ROWS));
         for (((y, cb), cr), rows) in fours.zip(out.chunks_mut(width * 3 * ROWS)) {
-            to_rgb(y, cb, cr, packed);
+            packed_rgb(planes.full_range, y, cb, cr, packed);
             for (i, row) in rows.chunks_exact_mut(width * 3).enumerate() {
                 for (pixel, four) in row.as_chunks_mut::<3>().0.iter_mut().zip(packed.as_chunks::<ROWS>().0) {
                     let [r, g, b, _] = four[i].to_le_bytes();
@@ -62,7 +62,7 @@ impl PlaneResizer {
     /// The part of `plane` that lies under `crop`, to `across[i]`: down first, which leaves fewer rows to go across.
     fn resize(
         &mut self,
-        plane: &Plane,
+        plane: &PlaneView<'_>,
         crop: CropBox,
         width: usize,
         height: usize,
@@ -72,7 +72,7 @@ impl PlaneResizer {
             Span::of(crop.left, crop.width, plane.step.0, plane.width),
             Span::of(crop.top, crop.height, plane.step.1, plane.height),
         );
-        let source = ImageRef::new(size(plane.width)?, size(plane.height)?, &plane.values, PixelType::U8)
+        let source = ImageRef::new(size(plane.stride)?, size(plane.height)?, plane.values, PixelType::U8)
             .map_err(|e| impossible(&e))?;
         let part = CroppedImage::new(&source, size(across.first)?, size(down.first)?, size(across.n)?, size(down.n)?)
             .map_err(|e| impossible(&e))?;
@@ -129,40 +129,10 @@ fn impossible(found: &dyn std::fmt::Display) -> ContentFault {
     ContentFault::Impossible { what: "a picture that cannot be resized:", found: found.to_string() }
 }
 
-/// RGB of ITU-R BT.601, full range, a pixel in the lower three bytes of each number.
-fn to_rgb(y: &[u8], cb: &[u8], cr: &[u8], packed: &mut [u32]) {
-    #[cfg(target_arch = "x86_64")]
-    if std::arch::is_x86_feature_detected!("avx2") {
-        // SAFETY: the processor has what the function is compiled for.
-        return unsafe { to_rgb_avx2(y, cb, cr, packed) };
-    }
-    convert(y, cb, cr, packed);
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn to_rgb_avx2(y: &[u8], cb: &[u8], cr: &[u8], packed: &mut [u32]) {
-    convert(y, cb, cr, packed);
-}
-
-/// As libjpeg rounds it.
-#[inline(always)]
-fn convert(y: &[u8], cb: &[u8], cr: &[u8], packed: &mut [u32]) {
-    const HALF: i32 = 1 << 15;
-    for (((&y, &cb), &cr), packed) in y.iter().zip(cb).zip(cr).zip(packed) {
-        let (y, cb, cr) = (i32::from(y), i32::from(cb) - 128, i32::from(cr) - 128);
-        let r = y + ((91_881 * cr + HALF) >> 16);
-        let g = y + ((-22_554 * cb - 46_802 * cr + HALF) >> 16);
-        let b = y + ((116_130 * cb + HALF) >> 16);
-        let [r, g, b] = [r, g, b].map(|v| v.clamp(0, 255) as u32);
-        *packed = r | g << 8 | b << 16;
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use ::image::{Rgb, RgbImage};
-    use imp_schemas::media::{MediaLimits, Needed, read_image, read_planes};
+    use imp_schemas::media::{MediaLimits, Needed, Planes, read_image, read_planes, read_raw_frames};
     use testkit::media::jpeg_bytes;
 
     use super::*;
@@ -172,15 +142,13 @@ mod tests {
     fn difference(bytes: &[u8], crop: CropBox, side: usize, divisor: usize) -> (f64, u8) {
         let limits = MediaLimits::default();
         let (_, picture) = read_image(bytes, &limits).unwrap();
-        let (_, planes) = read_planes(bytes, &limits, |w, h| {
-            Some(Needed { at_least: (w / divisor, h / divisor), n_rows: crop.top + crop.height })
-        })
-        .unwrap()
-        .unwrap();
+        let mut planes = Planes::default();
+        let needed = |w, h| Some(Needed { at_least: (w / divisor, h / divisor), n_rows: crop.top + crop.height });
+        read_planes(bytes, &limits, &mut planes, needed).unwrap().unwrap();
         let mut exact = vec![0; side * side * 3];
         Pixels::default().crop_resize(&picture, crop, side, side, &mut exact).unwrap();
         let mut quick = vec![0; side * side * 3];
-        PlaneResizer::default().crop_resize(&planes, crop, side, side, &mut quick).unwrap();
+        PlaneResizer::default().crop_resize(&planes.view(), crop, side, side, &mut quick).unwrap();
         let all = exact.iter().zip(&quick).map(|(a, b)| a.abs_diff(*b));
         (all.clone().map(f64::from).sum::<f64>() / exact.len() as f64, all.max().unwrap_or(0))
     }
@@ -201,14 +169,67 @@ mod tests {
                 );
             }
         }
-        let (mean, _) = difference(&jpeg, CropBox { left: 0, top: 0, width: 500, height: 375 }, 128, 2);
-        assert!(mean <= 2.0, "at a half: mean {mean:.2}");
+        let whole = CropBox { left: 0, top: 0, width: 500, height: 375 };
+        for (side, divisor, allowed) in [(128, 2, 2.0), (64, 4, 2.0), (32, 8, 2.5)] {
+            let (mean, _) = difference(&jpeg, whole, side, divisor);
+            assert!(mean <= allowed, "at 1/{divisor}: mean {mean:.2}");
+        }
+    }
+
+    /// The figures of `ops/benches/README.md`.
+    #[cfg(feature = "real-data")]
+    #[test]
+    fn photographs_by_planes_are_near_those_by_rgb() {
+        let shared = std::env::var_os("IMP_SHARED").expect("feature real-data needs IMP_SHARED, the folder with data/");
+        let folder = std::path::Path::new(&shared).join("data/image/coco-mini/00000");
+        let mut photos: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+        photos.retain(|path| path.extension().is_some_and(|ending| ending == "jpg"));
+        assert!(photos.len() > 40, "{} photographs", photos.len());
+        for (side, divisor, allowed) in [(224, 1, 1.0), (224, 2, 2.0), (112, 4, 2.0), (56, 8, 2.0)] {
+            let mut means: Vec<f64> = Vec::new();
+            for path in &photos {
+                let jpeg = std::fs::read(path).unwrap();
+                let (_, picture) = read_image(&jpeg, &MediaLimits::default()).unwrap();
+                let (width, height) = (picture.width, picture.height);
+                if width.min(height) / divisor < side {
+                    continue;
+                }
+                let crop = crate::augment::centre_box(width, height, side, side);
+                means.push(difference(&jpeg, crop, side, divisor).0);
+            }
+            means.sort_by(f64::total_cmp);
+            let (median, worst) = (means[means.len() / 2], means[means.len() - 1]);
+            println!(
+                "1/{divisor} to {side}: mean difference {median:.2} (median of {}), {worst:.2} at most",
+                means.len()
+            );
+            assert!(median <= allowed, "1/{divisor} to {side}: {median:.2} levels");
+        }
     }
 
     #[test]
-    fn colours_are_those_of_bt_601() {
-        let mut packed = [0; 4];
-        to_rgb(&[0, 255, 76, 128], &[128, 128, 85, 128], &[128, 128, 255, 128], &mut packed);
-        assert_eq!(packed, [0, 0x00ff_ffff, 0x0000_00fe, 0x0080_8080]);
+    fn planes_of_a_frame_make_the_pixels_that_its_rgb_makes() {
+        let wave = |x: u32, y: u32, u: f32, v: f32| (128.0 + 90.0 * (x as f32 * u + y as f32 * v).sin()) as u8;
+        let frame = |i: u32| {
+            RgbImage::from_fn(160, 120, |x, y| {
+                Rgb([wave(x + i, y, 0.02, 0.05), wave(x, y, 0.11, 0.03), wave(x, y + i, 0.03, 0.19)])
+            })
+        };
+        let clip = testkit::media::mp4_bytes(&[frame(0), frame(9), frame(20)], 8.0).unwrap();
+        let (crop, side) = (CropBox { left: 11, top: 7, width: 121, height: 100 }, 64);
+        let (mut n_frames, mut exact, mut quick) = (0, vec![0; side * side * 3], vec![0; side * side * 3]);
+        read_raw_frames(&clip, &[0, 1, 2], &MediaLimits::default(), &mut |_, frame| {
+            let planes = frame.planes()?.unwrap();
+            assert_eq!((planes.width, planes.height), (160, 120));
+            PlaneResizer::default().crop_resize(&planes, crop, side, side, &mut quick).unwrap();
+            Pixels::default().crop_resize(&frame.picture()?, crop, side, side, &mut exact).unwrap();
+            let off =
+                exact.iter().zip(&quick).map(|(a, b)| f64::from(a.abs_diff(*b))).sum::<f64>() / exact.len() as f64;
+            assert!(off <= 1.0, "{off} levels on average");
+            n_frames += 1;
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(n_frames, 3);
     }
 }

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use imp_loader::{EvalLoader, EvalSpec, Loader, LoaderSettings};
+use imp_loader::{EvalLoader, EvalSpec, Loader, LoaderSettings, explain};
 use imp_schemas::batch::Batch;
 use imp_schemas::cursor::Cursor;
 use imp_schemas::modality::{Modality, RecordKind};
 use imp_schemas::resolution::Resolution;
+use imp_schemas::shard::manifest_key;
 use imp_schemas::store::Store;
 use imp_schemas::task::{Mixture, RawMixture};
 
@@ -193,9 +194,33 @@ fn a_cursor_of_another_run_is_refused_and_says_what_differs() {
     assert!(open(MIXTURE, &counted).contains("count"), "{}", open(MIXTURE, &counted));
     let rows: Vec<Row> = (0..24).map(image_row).collect();
     Corpus::new("photos", RecordKind::ImageText).write(&store, &rows, 2);
+    assert_eq!(open(MIXTURE, &cursor), "", "the snapshot that the run began with is still there");
+    store.delete(&manifest_key("photos", 1)).unwrap();
     let manifest = open(MIXTURE, &cursor);
     assert!(manifest.contains("manifest digest of corpus `photos`"), "{manifest}");
     assert!(manifest.contains(&cursor.manifest_digests["photos"]), "{manifest}");
+}
+
+#[test]
+fn a_run_goes_on_with_the_snapshots_that_it_began_with() {
+    let (_dir, store) = three_corpora();
+    let settings = LoaderSettings::default();
+    let (want, _) = take(&store, &settings, None, 12);
+    let (_, cursor) = take(&store, &settings, None, 5);
+    for version in 2..4 {
+        let rows: Vec<Row> = (0..20 + version).map(|i| image_row(i as usize)).collect();
+        Corpus::new("photos", RecordKind::ImageText).write(&store, &rows, version);
+    }
+    let (got, _) = take(&store, &settings, Some(&cursor), 7);
+    assert_eq!(got, want[5..]);
+    let mixture = mixture(MIXTURE);
+    let explained = |run: Option<&Cursor>| {
+        let step = |step| explain(&store, &mixture, run, step).unwrap();
+        (5..12).map(step).collect::<Vec<_>>()
+    };
+    assert!(explained(Some(&cursor)) != explained(None), "new runs begin with the newest snapshot");
+    let loader = Loader::open(&store, mixture.clone(), &settings, Some(&cursor)).unwrap();
+    assert_eq!(loader.manifests()["photos"].version, 1);
 }
 
 #[test]

@@ -18,12 +18,13 @@ fn a_step_is_explained_as_it_is_loaded() {
     let (_dir, store) = three_corpora();
     let mixture = mixture(MIXTURE);
     for batch in batches(&store, &mixture, &LoaderSettings::default(), 24) {
-        let explained = explain(&store, &mixture, batch.step).unwrap();
+        let explained = explain(&store, &mixture, None, batch.step).unwrap();
         let task = &mixture.tasks()[batch.task_idx];
         assert_eq!((explained.task.as_str(), explained.view), (task.name(), batch.view_idx));
         assert_eq!(explained.examples.len(), batch.n());
         for (said, id) in explained.examples.iter().zip(&batch.examples) {
             assert_eq!((&said.corpus, said.epoch), (&task.corpora()[id.corpus_idx as usize], id.epoch));
+            assert_eq!(said.lacks, None);
             // Rows are counted over the shards of a split, seven to a shard.
             let (shard, row) = (id.row / 7, id.row % 7);
             assert_eq!(said.row, row);

@@ -1,6 +1,6 @@
 //! Bad content is counted and replaced, the same way everywhere; a bad store stops the run.
 
-use imp_loader::{EvalLoader, EvalSpec, Loader, LoaderError, LoaderSettings};
+use imp_loader::{EvalLoader, EvalSpec, Loader, LoaderError, LoaderSettings, explain};
 use imp_schemas::batch::Batch;
 use imp_schemas::modality::{Modality, RecordKind};
 use imp_schemas::shard::shard_key;
@@ -122,6 +122,8 @@ fn a_silent_video_is_no_example_of_sound_and_no_bad_record() {
         "tasks": [{ "name": "sound", "corpora": ["clips"], "modalities": ["audio", "text"], "objective": "nce", "batch": 2,
             "views": [{ "spectrogram_frames": 8, "text_tokens": 4 }] }] }"#;
     let settings = LoaderSettings { max_substituted: 0, ..LoaderSettings::default() };
+    let explained = explain(&store, &mixture(json), None, 0).unwrap();
+    assert!(explained.examples.iter().all(|example| example.lacks == Some("sound")), "{explained:?}");
     let mut loader = Loader::open(&store, mixture(json), &settings, None).unwrap();
     let error = loader.next().err().unwrap().to_string();
     assert!(error.contains("none of its 6 records") && error.contains("no sound track"), "{error}");

@@ -99,6 +99,25 @@ fn the_requests_of_a_read_are_those_that_are_told() {
 }
 
 #[test]
+fn what_a_disk_cache_holds_between_what_it_does_not_is_read_with_it() {
+    let server = S3Server::start().unwrap();
+    let (store, entry, rows) = shard(&server, &[60_000; 7]);
+    let dir = tempfile::tempdir().unwrap();
+    let with =
+        |max_bytes| store.reading(Reading::new(Duration::ZERO, Some(DiskCache::open(dir.path(), max_bytes, []))));
+    let roomy = ShardReader::open(&with(1 << 30), "photos", &entry).unwrap();
+    check_rows(&roomy, &rows, &[1]);
+    check_rows(&roomy, &rows, &[5]);
+    // The rows around those come in one request that spans them: without room to keep it, and with.
+    let full = ShardReader::open(&with(0), "photos", &entry).unwrap();
+    check_rows(&full, &rows, &[0, 1, 3, 5, 6]);
+    check_rows(&roomy, &rows, &[0, 1, 3, 5, 6]);
+    server.take_log();
+    check_rows(&roomy, &rows, &[0, 1, 3, 5, 6]);
+    assert_eq!(asked(&server), []);
+}
+
+#[test]
 fn an_object_that_is_not_the_listed_one_is_refused_without_a_request_more() {
     let server = S3Server::start().unwrap();
     let (store, entry, rows) = shard(&server, &[400_000; 6]);

@@ -1,7 +1,8 @@
 //! What the decoders in Rust do not know → frames and samples, by the system's libav (feature `ffmpeg`).
 //!
-//! In: the bytes of a sound or a clip. Out: the same as from `audio` and `video`. Never: a file that the
-//! decoders in Rust read or found broken, but for the frames of H.264, which it decodes to the same bits in less time; half a medium, memory or pixels before they were held to the limits.
+//! In: the bytes of a sound or a clip. Out: the same as from `audio` and `video`. Never: a file that the decoders in Rust read or
+//! found broken, but for the frames of H.264, which it decodes to the same bits in less time; half a medium, memory or pixels
+//! before they were held to the limits.
 
 mod frame;
 mod libav;
@@ -11,8 +12,8 @@ use std::ops::ControlFlow;
 use self::frame::Frame;
 use self::libav::{Codec, Input, Kind, Packet};
 use super::audio::{AudioMeta, Keep, Sound, Waveform};
-use super::video::{self, Clip, Keyframe, Needed, VideoMeta};
-use super::{MediaError, MediaLimits, Picture, first_bytes, h264, matroska, mp4, rgb};
+use super::video::{self, Clip, Keyframe, Needed, Take, VideoMeta};
+use super::{MediaError, MediaLimits, first_bytes, h264, matroska, mp4};
 
 /// Decodes a sound, or the sound track of a video, whole.
 pub(super) fn read_audio(bytes: &[u8], limits: &MediaLimits, keep: Keep) -> Result<(AudioMeta, Waveform), MediaError> {
@@ -87,7 +88,7 @@ pub(super) fn read_frames(
     bytes: &[u8],
     wanted: &[usize],
     limits: &MediaLimits,
-    take: &mut dyn FnMut(usize, Picture),
+    take: &mut Take<'_>,
 ) -> Result<(), MediaError> {
     let mut rest = wanted;
     if rest.is_empty() {
@@ -97,14 +98,8 @@ pub(super) fn read_frames(
     let mut track = Track::open(bytes, Kind::Video, limits)?;
     let mut n_frames = 0;
     track.decode(&mut |_| Ok(()), &mut |frame| {
-        let n_same = rest.iter().take_while(|&&i| i == n_frames).count();
-        if n_same > 0 {
-            let picture = rgb::turned(frame.picture()?, quarter_turns);
-            for _ in 1..n_same {
-                take(n_frames, picture.clone());
-            }
-            take(n_frames, picture);
-            rest = &rest[n_same..];
+        if rest.first() == Some(&n_frames) {
+            rest = video::hand_over(rest, &video::Frame { values: frame.values()?, quarter_turns }, take)?;
         }
         n_frames += 1;
         count(n_frames, limits)?;
@@ -122,7 +117,7 @@ pub(super) fn read_units(
     needed: &[Needed],
     wanted: &[usize],
     limits: &MediaLimits,
-    take: &mut dyn FnMut(usize, Picture),
+    take: &mut Take<'_>,
 ) -> Result<(), MediaError> {
     let mut rest = wanted;
     if needed.is_empty() {
@@ -153,7 +148,8 @@ pub(super) fn read_units(
             let (width, height) = frame.size();
             video::check_size(width as u64, height as u64, limits)?;
             if rest.first().is_some_and(|&next| frame.pts() == Some(next as i64)) {
-                rest = video::hand_over(rest, rgb::turned(frame.picture()?, clip.quarter_turns), take);
+                let frame = video::Frame { values: frame.values()?, quarter_turns: clip.quarter_turns };
+                rest = video::hand_over(rest, &frame, take)?;
             }
         }
     }
@@ -289,8 +285,12 @@ mod tests {
             for wanted in [vec![0], vec![n - 1], vec![n / 2, n / 2, n - 1], (n / 3..n).step_by(2).take(16).collect()] {
                 let needed = clip.needed(&wanted).unwrap();
                 let (mut here, mut there) = (Vec::new(), Vec::new());
-                video::read_units(&clip, &needed, &wanted, &limits, &mut |i, p| here.push((i, p))).unwrap();
-                read_units(&clip, &needed, &wanted, &limits, &mut |i, p| there.push((i, p))).unwrap();
+                let keep = |into: &mut Vec<_>, i, frame: &video::Frame<'_>| {
+                    into.push((i, frame.picture()?));
+                    Ok(())
+                };
+                video::read_units(&clip, &needed, &wanted, &limits, &mut |i, f| keep(&mut here, i, f)).unwrap();
+                read_units(&clip, &needed, &wanted, &limits, &mut |i, f| keep(&mut there, i, f)).unwrap();
                 assert_eq!(here.iter().map(|(i, _)| *i).collect::<Vec<_>>(), wanted);
                 assert!(here == there, "{wanted:?} of {n} frames");
                 n_compared += wanted.len();

@@ -23,7 +23,7 @@ const BLOCK: usize = 8;
 const MAX_SAMPLING: usize = 2;
 
 /// Brightness, or one of the two differences of colour, of a whole picture.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Plane {
     /// Values across and down, of the rows that were needed. The last of each may lie half outside of the picture.
     pub width: usize,
@@ -41,12 +41,45 @@ impl Plane {
 }
 
 /// A picture as JPEG codes it: Y, Cb and Cr of ITU-R BT.601, full range.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Planes {
     /// Pixels.
     pub width: usize,
     pub height: usize,
     pub planes: [Plane; 3],
+}
+
+/// [`Plane`], wherever it lies.
+#[derive(Debug, Clone, Copy)]
+pub struct PlaneView<'a> {
+    pub width: usize,
+    pub height: usize,
+    /// `[height, stride]`, u8.
+    pub values: &'a [u8],
+    /// Values from one row's start to the next, at least `width`.
+    pub stride: usize,
+    pub step: (usize, usize),
+}
+
+/// [`Planes`], wherever they lie.
+#[derive(Debug, Clone, Copy)]
+pub struct PlanesView<'a> {
+    /// Pixels.
+    pub width: usize,
+    pub height: usize,
+    pub planes: [PlaneView<'a>; 3],
+    /// Luma 0 to 255, as in JPEG, instead of 16 to 235.
+    pub full_range: bool,
+}
+
+impl Planes {
+    pub fn view(&self) -> PlanesView<'_> {
+        let view = |i: usize| {
+            let Plane { width, height, ref values, step } = self.planes[i];
+            PlaneView { width, height, values, stride: width, step }
+        };
+        PlanesView { width: self.width, height: self.height, planes: [view(0), view(1), view(2)], full_range: true }
+    }
 }
 
 /// What is needed of a picture.
@@ -59,8 +92,8 @@ pub struct Needed {
     pub n_rows: usize,
 }
 
-/// Decodes the planes of a JPEG. `needed` hears the picture's width and height and says what is needed of it, if its planes are
-/// wanted at all.
+/// Decodes the planes of a JPEG into `planes`, whose memory is used again: what it held is gone. `needed` hears the picture's width
+/// and height and says what is needed of it, if its planes are wanted at all.
 ///
 /// `None` if they are not wanted, or there are none: no JPEG, not upright, not YCbCr, or colours at a quarter of the resolution.
 ///
@@ -69,8 +102,9 @@ pub struct Needed {
 pub fn read_planes(
     bytes: &[u8],
     limits: &MediaLimits,
+    planes: &mut Planes,
     needed: impl FnOnce(usize, usize) -> Option<Needed>,
-) -> Result<Option<(ImageMeta, Planes)>, MediaError> {
+) -> Result<Option<ImageMeta>, MediaError> {
     if !bytes.starts_with(&[0xFF, 0xD8, 0xFF]) {
         return Ok(None);
     }
@@ -82,33 +116,35 @@ pub fn read_planes(
         }
         let Some(needed) = needed(width, height) else { return Ok(None) };
         let bytes = header.tidied.as_deref().unwrap_or(bytes);
-        let planes = libjpeg::guarded(|| decode(bytes, limits, needed)).unwrap_or_else(|e| Err(broken(e)))?;
-        let meta = ImageMeta { width, height, format: "jpeg", progressive: header.progressive, orientation: 1 };
-        match planes {
-            Some(planes) if (planes.width, planes.height) != (width, height) => {
-                let detail = format!("frames of {width} x {height} and {} x {} pixels", planes.width, planes.height);
-                Err(MediaError::Corrupt { detail })
-            }
-            planes => Ok(planes.map(|planes| (meta, planes))),
+        let is_there = libjpeg::guarded(|| decode(bytes, limits, needed, planes)).unwrap_or_else(|e| Err(broken(e)))?;
+        if is_there && (planes.width, planes.height) != (width, height) {
+            let detail = format!("frames of {width} x {height} and {} x {} pixels", planes.width, planes.height);
+            return Err(MediaError::Corrupt { detail });
         }
+        let meta = ImageMeta { width, height, format: "jpeg", progressive: header.progressive, orientation: 1 };
+        Ok(is_there.then_some(meta))
     })
 }
 
-/// Unwinds with [`libjpeg::Refused`] at the first thing that libjpeg does not like.
-fn decode(bytes: &[u8], limits: &MediaLimits, needed: Needed) -> Result<Option<Planes>, MediaError> {
+/// Whether there are planes. Unwinds with [`libjpeg::Refused`] at the first thing that libjpeg does not like.
+fn decode(bytes: &[u8], limits: &MediaLimits, needed: Needed, out: &mut Planes) -> Result<bool, MediaError> {
     let mut decompressor = Decompressor::open(bytes);
     // SAFETY: set are how it decodes and at which scale.
     let info = unsafe { decompressor.info() };
     let (width, height) = (info.image_width as usize, info.image_height as usize);
     check_size(width as u64, height as u64, limits)?;
-    let Some(layout) = Layout::of(info) else { return Ok(None) };
+    let Some(layout) = Layout::of(info) else { return Ok(false) };
     let Needed { at_least, n_rows } = needed;
     let fits = |divisor: &usize| width / divisor >= at_least.0 && height / divisor >= at_least.1;
     let divisor = [8, 4, 2].into_iter().find(fits).unwrap_or(1);
     info.raw_data_out = 1;
     (info.scale_num, info.scale_denom) = (1, divisor as u32);
-    let planes = layout.components.map(|component| component.plane((width, height), n_rows, divisor, layout.sampling));
-    Ok(Some(Planes { width, height, planes: layout.read(info, divisor, planes)? }))
+    (out.width, out.height) = (width, height);
+    for (component, plane) in layout.components.iter().zip(&mut out.planes) {
+        component.make_room((width, height), n_rows, divisor, layout.sampling, plane);
+    }
+    layout.read(info, divisor, &mut out.planes)?;
+    Ok(true)
 }
 
 /// How many blocks of each component make up one unit of coding.
@@ -148,8 +184,8 @@ impl Layout {
         &self,
         info: &mut jpeg_decompress_struct,
         divisor: usize,
-        mut planes: [Plane; 3],
-    ) -> Result<[Plane; 3], MediaError> {
+        planes: &mut [Plane; 3],
+    ) -> Result<(), MediaError> {
         // Rows of one unit, as long as whole blocks and as many as there can be, whatever the scale: libjpeg writes nowhere else.
         let mut rows: Vec<Vec<u8>> = Vec::new();
         let mut pointers = [[ptr::null_mut::<u8>(); MAX_SAMPLING * BLOCK]; 3];
@@ -186,7 +222,7 @@ impl Layout {
             Some(plane) => Err(MediaError::Corrupt {
                 detail: format!("{} values decoded, {} x {} wanted", plane.values.len(), plane.width, plane.height),
             }),
-            None => Ok(planes),
+            None => Ok(()),
         }
     }
 }
@@ -203,13 +239,14 @@ impl Component {
         side
     }
 
-    /// Its plane, still without values, of the first `n_rows` rows of a picture of this width and height.
-    fn plane(self, of: (usize, usize), n_rows: usize, divisor: usize, most: (usize, usize)) -> Plane {
+    /// Makes of `plane` its own, still without values, of the first `n_rows` rows of a picture of this width and height.
+    fn make_room(self, of: (usize, usize), n_rows: usize, divisor: usize, most: (usize, usize), plane: &mut Plane) {
         let side = self.block_side(divisor, most);
         let step = |most: usize, own: usize| most * BLOCK / (own * side);
-        let step = (step(most.0, self.sampling.0), step(most.1, self.sampling.1));
-        let (width, height) = (of.0.div_ceil(step.0), n_rows.min(of.1).div_ceil(step.1));
-        Plane { width, height, values: Vec::with_capacity(width * height), step }
+        plane.step = (step(most.0, self.sampling.0), step(most.1, self.sampling.1));
+        (plane.width, plane.height) = (of.0.div_ceil(plane.step.0), n_rows.min(of.1).div_ceil(plane.step.1));
+        plane.values.clear();
+        plane.values.reserve_exact(plane.width * plane.height);
     }
 }
 
@@ -218,7 +255,7 @@ mod tests {
     use mozjpeg::{ColorSpace, Compress};
 
     use super::super::read_image;
-    use super::*;
+    use super::{ImageMeta, MediaError, MediaLimits, Needed, Plane, Planes};
 
     /// Waves in all three colours, coded at quality 100 with brightness sampled `h` × `v` times as often as colour.
     fn coded(width: usize, height: usize, h: u8, v: u8) -> Vec<u8> {
@@ -236,6 +273,18 @@ mod tests {
         let mut encoder = encoder.start_compress(Vec::new()).unwrap();
         encoder.write_scanlines(&rgb).unwrap();
         encoder.finish().unwrap()
+    }
+
+    /// [`super::read_planes`] into planes that held another picture.
+    fn read_planes(
+        bytes: &[u8],
+        limits: &MediaLimits,
+        needed: impl FnOnce(usize, usize) -> Option<Needed>,
+    ) -> Result<Option<(ImageMeta, Planes)>, MediaError> {
+        let other = Plane { width: 3, height: 2, values: vec![99; 6], step: (1, 1) };
+        let mut planes = Planes { width: 3, height: 2, planes: [other.clone(), other.clone(), other] };
+        let meta = super::read_planes(bytes, limits, &mut planes, needed)?;
+        Ok(meta.map(|meta| (meta, planes)))
     }
 
     fn all(at_least: (usize, usize), n_rows: usize) -> Option<Needed> {

@@ -6,11 +6,32 @@
 use super::{MediaError, Picture};
 
 /// Three planes, each with the bytes from one row's start to the next.
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Planes<'a> {
     pub y: &'a [u8],
     pub u: &'a [u8],
     pub v: &'a [u8],
     pub strides: [usize; 3],
+}
+
+impl Planes<'_> {
+    /// # Errors
+    /// [`MediaError::Corrupt`] if they are shorter than a 4:2:0 frame of this size.
+    pub(super) fn check(&self, width: usize, height: usize) -> Result<(), MediaError> {
+        let (half_width, half_height) = (width.div_ceil(2), height.div_ceil(2));
+        let [y_stride, u_stride, v_stride] = self.strides;
+        let fits = |plane: &[u8], stride: usize, width: usize, height: usize| {
+            stride >= width && height > 0 && plane.len() >= stride * (height - 1) + width
+        };
+        if width == 0
+            || !fits(self.y, y_stride, width, height)
+            || !fits(self.u, u_stride, half_width, half_height)
+            || !fits(self.v, v_stride, half_width, half_height)
+        {
+            return Err(MediaError::Corrupt { detail: format!("a frame of {width} x {height} is not 4:2:0") });
+        }
+        Ok(())
+    }
 }
 
 /// RGB of an 8-bit 4:2:0 frame. The matrix is BT.601's, as for most small clips; the range is the stream's.
@@ -23,19 +44,10 @@ pub(super) fn of_420(
     planes: &Planes<'_>,
     full_range: bool,
 ) -> Result<Picture, MediaError> {
-    let (half_width, half_height) = (width.div_ceil(2), height.div_ceil(2));
+    planes.check(width, height)?;
+    let half_width = width.div_ceil(2);
     let [y_stride, u_stride, v_stride] = planes.strides;
-    let fits = |plane: &[u8], stride: usize, width: usize, height: usize| {
-        stride >= width && height > 0 && plane.len() >= stride * (height - 1) + width
-    };
-    if width == 0
-        || !fits(planes.y, y_stride, width, height)
-        || !fits(planes.u, u_stride, half_width, half_height)
-        || !fits(planes.v, v_stride, half_width, half_height)
-    {
-        return Err(MediaError::Corrupt { detail: format!("a frame of {width} x {height} is not 4:2:0") });
-    }
-    let scale = if full_range { &FULL_RANGE } else { &LIMITED_RANGE };
+    let scale = Scale::of(full_range);
     let mut rgb = vec![0; width * height * 3];
     let mut shifts = [vec![0_i32; width], vec![0; width], vec![0; width]];
     let mut packed = vec![0_u32; width];
@@ -52,6 +64,33 @@ pub(super) fn of_420(
         }
     }
     Ok(Picture { width, height, rgb })
+}
+
+/// RGB of values that stand for the same places, a pixel in the lower three bytes of each number: [`of_420`]'s arithmetic, for planes
+/// that were brought to one size before.
+pub fn packed_rgb(full_range: bool, y: &[u8], cb: &[u8], cr: &[u8], packed: &mut [u32]) {
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("avx2") {
+        // SAFETY: the processor has what the function is compiled for.
+        return unsafe { packed_rgb_avx2(Scale::of(full_range), y, cb, cr, packed) };
+    }
+    pack(Scale::of(full_range), y, cb, cr, packed);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn packed_rgb_avx2(scale: &Scale, y: &[u8], cb: &[u8], cr: &[u8], packed: &mut [u32]) {
+    pack(scale, y, cb, cr, packed);
+}
+
+#[inline(always)]
+fn pack(scale: &Scale, y: &[u8], cb: &[u8], cr: &[u8], packed: &mut [u32]) {
+    for (((&y, &u), &v), packed) in y.iter().zip(cb).zip(cr).zip(packed) {
+        let (luma, u, v) = (i32::from(y) * scale.luma + scale.offset, i32::from(u) - 128, i32::from(v) - 128);
+        let rgb = [luma + scale.red_v * v, luma + scale.green_u * u + scale.green_v * v, luma + scale.blue_u * u];
+        let [r, g, b] = rgb.map(|sum| (sum >> 16).clamp(0, 255) as u32);
+        *packed = r | g << 8 | b << 16;
+    }
 }
 
 /// What the chroma of a row adds to each of its pixels: red, green, blue.
@@ -101,6 +140,12 @@ struct Scale {
     offset: i32,
 }
 
+impl Scale {
+    fn of(full_range: bool) -> &'static Self {
+        if full_range { &FULL_RANGE } else { &LIMITED_RANGE }
+    }
+}
+
 /// BT.601, luma 16 to 235: 255/219, and 255/224 times 1.402, -0.344136, -0.714136, 1.772.
 const LIMITED_RANGE: Scale = Scale {
     luma: 76_309,
@@ -135,4 +180,24 @@ pub(super) fn turned(picture: Picture, quarter_turns: u8) -> Picture {
         }
     }
     Picture { width: out_width, height: out_height, rgb: out }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn colours_are_those_of_bt_601_in_both_ranges() {
+        let mut packed = [0; 4];
+        packed_rgb(true, &[0, 255, 76, 128], &[128, 128, 85, 128], &[128, 128, 255, 128], &mut packed);
+        assert_eq!(packed, [0, 0x00ff_ffff, 0x0000_00fe, 0x0080_8080]);
+        packed_rgb(false, &[16, 235, 0, 255], &[128; 4], &[128; 4], &mut packed);
+        assert_eq!(packed, [0, 0x00ff_ffff, 0, 0x00ff_ffff]);
+        let (y, u, v) = ([81, 145, 41, 210], [90, 54], [240, 34]);
+        let planes = Planes { y: &y, u: &u, v: &v, strides: [4, 2, 2] };
+        let picture = of_420(4, 1, &planes, false).unwrap();
+        packed_rgb(false, &y, &[90, 90, 54, 54], &[240, 240, 34, 34], &mut packed);
+        let unpacked: Vec<u8> = packed.iter().flat_map(|pixel| pixel.to_le_bytes()[..3].to_vec()).collect();
+        assert_eq!(picture.rgb, unpacked);
+    }
 }

@@ -10,8 +10,8 @@ use rusty_h264_common::YuvFrame;
 use rusty_h264_decoder::{DecodeError, Decoder};
 
 use super::h264::{self, Config, StreamParams};
-use super::rgb::{self, Planes};
-use super::{MediaError, MediaLimits, Picture, caught, first_bytes, matroska, mp4};
+use super::planes::{PlaneView, PlanesView};
+use super::{MediaError, MediaLimits, Picture, caught, first_bytes, matroska, mp4, rgb};
 
 /// A frame that decodes without another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,6 +68,63 @@ fn read_here(bytes: &[u8], limits: &MediaLimits) -> Result<VideoMeta, MediaError
     Ok(VideoMeta { width, height, fps, num_frames, duration, codec: "h264".to_owned(), keyframes, has_audio })
 }
 
+/// A decoded frame, of which nothing was converted yet.
+#[derive(Debug)]
+pub struct Frame<'a> {
+    pub(super) values: Values<'a>,
+    pub(super) quarter_turns: u8,
+}
+
+/// As the decoder gave it.
+#[derive(Debug)]
+pub(super) enum Values<'a> {
+    /// 8-bit 4:2:0.
+    Planes { width: usize, height: usize, planes: rgb::Planes<'a>, full_range: bool },
+    /// Anything else.
+    #[cfg_attr(not(feature = "ffmpeg"), expect(dead_code, reason = "only libav decodes anything else"))]
+    Picture(Picture),
+}
+
+impl Frame<'_> {
+    /// RGB, upright.
+    ///
+    /// # Errors
+    /// [`MediaError::Corrupt`] if its planes are shorter than it says.
+    pub fn picture(&self) -> Result<Picture, MediaError> {
+        let picture = match &self.values {
+            Values::Planes { width, height, planes, full_range } => rgb::of_420(*width, *height, planes, *full_range)?,
+            Values::Picture(picture) => picture.clone(),
+        };
+        Ok(rgb::turned(picture, self.quarter_turns))
+    }
+
+    /// Its planes; `None` if it is not upright, not 8-bit 4:2:0, or its memory ends with the last row's pixels and not with the row.
+    ///
+    /// # Errors
+    /// As [`Self::picture`].
+    pub fn planes(&self) -> Result<Option<PlanesView<'_>>, MediaError> {
+        let Values::Planes { width, height, planes, full_range } = self.values else { return Ok(None) };
+        if self.quarter_turns != 0 {
+            return Ok(None);
+        }
+        planes.check(width, height)?;
+        let [y, u, v] = planes.strides;
+        let view = |values, stride, step: usize| PlaneView {
+            width: width.div_ceil(step),
+            height: height.div_ceil(step),
+            values,
+            stride,
+            step: (step, step),
+        };
+        let planes = [view(planes.y, y, 1), view(planes.u, u, 2), view(planes.v, v, 2)];
+        let is_whole = planes.iter().all(|plane| plane.values.len() >= plane.stride * plane.height);
+        Ok(is_whole.then_some(PlanesView { width, height, planes, full_range }))
+    }
+}
+
+/// Takes the frames that were asked for, each with its index.
+pub(super) type Take<'t> = dyn FnMut(usize, &Frame<'_>) -> Result<(), MediaError> + 't;
+
 /// Decodes the frames `wanted` (indices in presentation order, rising, repetition allowed) and hands each to `take`
 /// as it comes, so that a caller that reduces frames never holds the full-size clip.
 ///
@@ -79,11 +136,27 @@ pub fn read_frames(
     limits: &MediaLimits,
     take: &mut dyn FnMut(usize, Picture),
 ) -> Result<(), MediaError> {
+    read_raw_frames(bytes, wanted, limits, &mut |frame_idx, frame| {
+        take(frame_idx, frame.picture()?);
+        Ok(())
+    })
+}
+
+/// As [`read_frames`], for whoever needs no RGB of the whole frame. What `take` refuses ends the reading.
+///
+/// # Errors
+/// As [`read_frames`], and `take`'s.
+pub fn read_raw_frames(
+    bytes: &[u8],
+    wanted: &[usize],
+    limits: &MediaLimits,
+    take: &mut dyn FnMut(usize, &Frame<'_>) -> Result<(), MediaError>,
+) -> Result<(), MediaError> {
     let mut n_taken = 0;
     let read = caught(|| {
-        read_frames_here(bytes, wanted, limits, &mut |frame_idx, picture| {
+        read_frames_here(bytes, wanted, limits, &mut |frame_idx, frame| {
             n_taken += 1;
-            take(frame_idx, picture);
+            take(frame_idx, frame)
         })
     });
     // A stream may turn into one that is not decoded here behind frames that were handed over.
@@ -96,7 +169,7 @@ fn read_frames_here(
     bytes: &[u8],
     wanted: &[usize],
     limits: &MediaLimits,
-    take: &mut dyn FnMut(usize, Picture),
+    take: &mut Take<'_>,
 ) -> Result<(), MediaError> {
     let clip = open(bytes, limits)?;
     let needed = clip.needed(wanted)?;
@@ -114,36 +187,39 @@ pub(super) fn read_units(
     needed: &[Needed],
     wanted: &[usize],
     limits: &MediaLimits,
-    take: &mut dyn FnMut(usize, Picture),
+    take: &mut Take<'_>,
 ) -> Result<(), MediaError> {
     let mut decoder = ClipDecoder::new(clip, limits);
     let mut rest = wanted;
     // Frames that were decoded before one that is shown earlier; never more than the stream reorders, 16.
-    let mut early: BTreeMap<usize, Picture> = BTreeMap::new();
+    let mut early: BTreeMap<usize, YuvFrame> = BTreeMap::new();
     for &Needed { unit_idx, frame_idx, is_wanted } in needed {
         let yuv = decoder.decode(unit_idx)?;
         if !is_wanted {
             continue;
         }
-        early.insert(frame_idx, picture(&yuv, clip)?);
+        early.insert(frame_idx, yuv);
         while let Some(&next) = rest.first()
-            && let Some(picture) = early.remove(&next)
+            && let Some(yuv) = early.remove(&next)
         {
-            rest = hand_over(rest, picture, take);
+            rest = hand_over(rest, &frame(&yuv, clip), take)?;
         }
     }
     Ok(())
 }
 
-/// Hands `picture` to `take` as often as the first index of `rest` stands there; gives what is left of `rest`.
-pub(super) fn hand_over<'a>(rest: &'a [usize], picture: Picture, take: &mut dyn FnMut(usize, Picture)) -> &'a [usize] {
-    let Some(&next) = rest.first() else { return rest };
+/// Hands `frame` to `take` as often as the first index of `rest` stands there; gives what is left of `rest`.
+pub(super) fn hand_over<'a>(
+    rest: &'a [usize],
+    frame: &Frame<'_>,
+    take: &mut Take<'_>,
+) -> Result<&'a [usize], MediaError> {
+    let Some(&next) = rest.first() else { return Ok(rest) };
     let n_same = rest.iter().take_while(|&&i| i == next).count();
-    for _ in 1..n_same {
-        take(next, picture.clone());
+    for _ in 0..n_same {
+        take(next, frame)?;
     }
-    take(next, picture);
-    &rest[n_same..]
+    Ok(&rest[n_same..])
 }
 
 /// A unit that must be decoded for the frames that are wanted.
@@ -353,9 +429,9 @@ impl<'c> ClipDecoder<'c> {
     }
 }
 
-/// RGB of a frame, upright.
-fn picture(yuv: &YuvFrame, clip: &Clip<'_>) -> Result<Picture, MediaError> {
-    let planes = Planes { y: &yuv.y, u: &yuv.u, v: &yuv.v, strides: [yuv.width, yuv.width / 2, yuv.width / 2] };
+fn frame<'a>(yuv: &'a YuvFrame, clip: &Clip<'_>) -> Frame<'a> {
+    let planes = rgb::Planes { y: &yuv.y, u: &yuv.u, v: &yuv.v, strides: [yuv.width, yuv.width / 2, yuv.width / 2] };
     let full_range = clip.config.params.is_some_and(|p| p.full_range);
-    Ok(rgb::turned(rgb::of_420(yuv.width, yuv.height, &planes, full_range)?, clip.quarter_turns))
+    let values = Values::Planes { width: yuv.width, height: yuv.height, planes, full_range };
+    Frame { values, quarter_turns: clip.quarter_turns }
 }

@@ -117,25 +117,20 @@ impl Store {
         if !self.is_remote {
             return self.get_ranges(&sealed.key, ranges);
         }
-        let mut held = match &self.reading.disk {
+        let held = match &self.reading.disk {
             Some(disk) => self.through(disk, sealed, ranges)?,
             None => self.fetch(sealed, ranges)?,
         };
-        held.sort_by_key(|(range, _)| range.start);
-        let sliced = ranges.iter().map(|wanted| {
-            let at = held.partition_point(|(range, _)| range.start <= wanted.start).checked_sub(1)?;
-            let (range, bytes) = &held[at];
-            (wanted.end <= range.end).then(|| {
-                bytes
-                    .slice((wanted.start - range.start) as usize..(wanted.end.max(wanted.start) - range.start) as usize)
-            })
-        });
-        let lost = || self.wrong_length(&sealed.key, ranges.first().cloned().unwrap_or_default(), 0);
-        ranges
-            .iter()
-            .zip(sliced)
-            .map(|(range, bytes)| if range.is_empty() { Ok(Bytes::new()) } else { bytes.ok_or_else(lost) })
-            .collect()
+        let slice = |wanted: &Range<u64>| {
+            if wanted.is_empty() {
+                return Ok(Bytes::new());
+            }
+            // What was fetched may span what was held, so that runs lie within others.
+            let covering = held.iter().find(|(run, _)| run.start <= wanted.start && wanted.end <= run.end);
+            let (run, bytes) = covering.ok_or_else(|| self.wrong_length(&sealed.key, wanted.clone(), 0))?;
+            Ok(bytes.slice((wanted.start - run.start) as usize..(wanted.end - run.start) as usize))
+        };
+        ranges.iter().map(slice).collect()
     }
 
     /// For whoever finds that the bytes of a sealed object make no sense: what a disk cache holds of it is fetched anew next time.

@@ -168,10 +168,10 @@ fn check_task(
     };
     let visual = n_of(&[Modality::Image, Modality::Video]) > 0;
     rules.hold(
-        raw.decode == Decode::Full || n_of(&[Modality::Image]) > 0,
+        raw.decode == Decode::Full || visual,
         "decode",
         "scaled",
-        "absent, because the task has no image",
+        "absent, because the task has neither image nor video",
     )?;
     for (view_idx, view) in raw.views.iter().enumerate() {
         let mut view = check_view(&raw, view_idx, view, patching, spectrogram)?;

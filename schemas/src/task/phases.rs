@@ -60,7 +60,7 @@ pub struct Phase {
 }
 
 /// Steps `from..to` as a run numbered them whose next step is `from`: their batches are left out, and step `from` gets the batch
-/// that step `to` would have had.
+/// that step `to` would have had, if no phase begins in between: phases begin at the steps that they name, skips or not.
 pub type Skip = [u64; 2];
 
 fn broken(place: String, found: impl std::fmt::Display, rule: impl Into<String>) -> TaskError {

@@ -2,7 +2,7 @@
 #![no_main]
 
 use imp_fuzz::{LIMITS, held};
-use imp_schemas::media::{Needed, read_image, read_planes};
+use imp_schemas::media::{Needed, Planes, read_image, read_planes};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
@@ -19,7 +19,8 @@ fuzz_target!(|bytes: &[u8]| {
         let needed = |w: usize, h: usize| {
             Some(Needed { at_least: (w / divisor, h / divisor), n_rows: (h * n_sixteenths).div_ceil(16) })
         };
-        if let Ok(Some((meta, planes))) = read_planes(bytes, &LIMITS, needed) {
+        let mut planes = Planes::default();
+        if let Ok(Some(meta)) = read_planes(bytes, &LIMITS, &mut planes, needed) {
             assert_eq!((meta.width, meta.height), (planes.width, planes.height));
             for plane in planes.planes {
                 assert_eq!(plane.values.len(), plane.width * plane.height);

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use imp_schemas::media::mp4::movie;
-use imp_schemas::media::{Needed, read_planes};
+use imp_schemas::media::{Needed, Planes, read_planes};
 
 use super::*;
 use crate::filter::picture_hash;
@@ -185,11 +185,9 @@ fn copies_of_a_photograph_stay_near_it_and_other_photographs_do_not() {
             of(&pixels(&bytes))
         };
         let Pixels::Rgb(half) = resized(w / 2, h / 2) else { panic!() };
-        let planes =
-            read_planes(&bytes, &MediaLimits::default(), |w, h| Some(Needed { at_least: (w / 2, h / 2), n_rows: h }))
-                .unwrap()
-                .unwrap()
-                .1;
+        let mut planes = Planes::default();
+        let needed = |w, h| Some(Needed { at_least: (w / 2, h / 2), n_rows: h });
+        read_planes(&bytes, &MediaLimits::default(), &mut planes, needed).unwrap().unwrap();
         let copies = [
             recompressed(&picture, 75),
             recompressed(&picture, 30),

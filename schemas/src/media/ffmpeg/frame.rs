@@ -9,6 +9,7 @@ use std::ptr::{self, NonNull};
 use ffmpeg_sys_next as ffi;
 
 use super::libav::corrupt;
+use crate::media::video::Values;
 use crate::media::{MediaError, Picture, rgb};
 
 /// What a decoder made: a picture, or some samples of each channel.
@@ -51,12 +52,20 @@ impl Frame {
         let frame = self.get();
         let stride = usize::try_from(frame.linesize[plane]).ok().filter(|stride| *stride >= width)?;
         let data = NonNull::new(frame.data[plane]).filter(|_| height > 0)?;
-        // SAFETY: libav keeps at least the rows' bytes there while the frame lives.
-        Some((unsafe { std::slice::from_raw_parts(data.as_ptr(), stride * (height - 1) + width) }, stride))
+        // SAFETY: gives a buffer of the frame's, which lives as long, or null.
+        let buffer = unsafe { ffi::av_frame_get_plane_buffer(self.0.as_ptr(), c_int::try_from(plane).ok()?).as_ref() }?;
+        let n_before = (data.as_ptr() as usize).checked_sub(buffer.data as usize)?;
+        // What stands behind the last row's pixels is there too, mostly, and lets rows be taken as equally long.
+        let n_bytes = buffer.size.checked_sub(n_before)?.min(stride * height);
+        if n_bytes < stride * (height - 1) + width {
+            return None;
+        }
+        // SAFETY: `n_bytes` from `data` lie in the buffer.
+        Some((unsafe { std::slice::from_raw_parts(data.as_ptr(), n_bytes) }, stride))
     }
 
-    /// The frame in RGB. 8-bit 4:2:0 goes through the same arithmetic as that of the decoder in Rust.
-    pub(super) fn picture(&self) -> Result<Picture, MediaError> {
+    /// Planes of 8-bit 4:2:0, which become RGB by the same arithmetic as those of the decoder in Rust; RGB of anything else.
+    pub(super) fn values(&self) -> Result<Values<'_>, MediaError> {
         use ffi::AVPixelFormat as Format;
         let (width, height) = self.size();
         let format = self.get().format;
@@ -69,12 +78,12 @@ impl Frame {
                 self.plane(2, half_width, half_height),
             );
             if let (Some((y, y_stride)), Some((u, u_stride)), Some((v, v_stride))) = planes {
-                let is_full = is_full || self.get().color_range == ffi::AVColorRange::AVCOL_RANGE_JPEG;
+                let full_range = is_full || self.get().color_range == ffi::AVColorRange::AVCOL_RANGE_JPEG;
                 let planes = rgb::Planes { y, u, v, strides: [y_stride, u_stride, v_stride] };
-                return rgb::of_420(width, height, &planes, is_full);
+                return Ok(Values::Planes { width, height, planes, full_range });
             }
         }
-        self.scaled()
+        self.scaled().map(Values::Picture)
     }
 
     /// MD5 of an 8-bit 4:2:0 frame's planes, without what stands between rows: ffmpeg's `framemd5`.
