@@ -18,7 +18,8 @@ pub struct LoaderSettings {
     pub decode_threads: usize,
     /// Finished batches that wait for the trainer.
     pub prefetch_batches: usize,
-    /// Encoded media and arrays of all batches under way, MiB; one batch is always let through.
+    /// What the loader may hold, MiB: encoded media and arrays of all batches under way, what is being decoded, buffers. One batch is
+    /// always let through, and batches always have a quarter of it.
     pub max_buffered_mib: usize,
     /// Decoded working copies kept from epoch to epoch, MiB; 0 keeps none.
     pub decoded_cache_mib: usize,

@@ -3,11 +3,13 @@
 //! In: snapshots. Out: which shard and row a row of a split is, and an open reader of that shard. Never: a footer read twice,
 //! a row that the snapshot hides.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arrow::array::AsArray;
 use arrow::datatypes::Int32Type;
+use imp_schemas::histogram::Histogram;
 use imp_schemas::manifest::ShardEntry;
 use imp_schemas::modality::RecordKind;
 use imp_schemas::record::column;
@@ -28,6 +30,8 @@ pub struct Split {
     pub kind: RecordKind,
     /// Encoded bytes of an average record.
     pub mean_bytes: u64,
+    /// Bytes of the corpus's largest picture or frame while it is decoded, by the manifest's histograms; 0 if it has none.
+    pub decoded_bytes: usize,
     shards: Vec<OpenedShard>,
     /// First row of each shard, and one past the last row.
     starts: Vec<u64>,
@@ -60,7 +64,8 @@ impl Split {
             reader: Mutex::new(None),
         });
         let (corpus, split) = (manifest.corpus.clone(), split.to_owned());
-        Ok(Self { corpus, split, kind: manifest.kind, mean_bytes, shards: shards.collect(), starts })
+        let decoded_bytes = decoded_bytes(&manifest.histograms);
+        Ok(Self { corpus, split, kind: manifest.kind, mean_bytes, decoded_bytes, shards: shards.collect(), starts })
     }
 
     pub fn n_rows(&self) -> u64 {
@@ -159,5 +164,34 @@ impl Split {
         let reader = Arc::new(opened.map_err(|source| LoaderError::Shard { corpus: self.corpus.clone(), source })?);
         *slot = Some(Arc::clone(&reader));
         Ok(reader)
+    }
+}
+
+/// RGB of as many pixels as the largest width and height make, which may be of two pictures, and the planes that a frame comes in.
+fn decoded_bytes(histograms: &BTreeMap<String, Histogram>) -> usize {
+    let most = |name: &str| {
+        let bin = histograms.get(name).and_then(|histogram| histogram.bins.keys().next_back());
+        bin.map_or(0.0, |bin| Histogram::edge(bin + 1))
+    };
+    (most(column::WIDTH) * most(column::HEIGHT) * 4.5) as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_largest_picture_is_at_least_as_large_as_any() {
+        let of = |values: &[f64]| {
+            let mut histogram = Histogram::default();
+            values.iter().for_each(|&value| histogram.push(value));
+            histogram
+        };
+        let sizes =
+            [(column::WIDTH.to_owned(), of(&[640.0, 3840.0])), (column::HEIGHT.to_owned(), of(&[2160.0, 480.0]))];
+        let found = decoded_bytes(&BTreeMap::from(sizes));
+        let exact = 3840 * 2160 * 9 / 2;
+        assert!(found >= exact && found < 2 * exact, "{found}");
+        assert_eq!(decoded_bytes(&BTreeMap::new()), 0);
     }
 }

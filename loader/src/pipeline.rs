@@ -39,6 +39,10 @@ const N_DECODED: usize = 64;
 const N_POOLED: usize = 128;
 /// Share of the byte budget that buffers of examples may take while they wait to be used again; those of batches as much.
 const POOLED_SHARE: usize = 16;
+/// What a process takes before its first batch.
+const IDLE_BYTES: usize = 32 << 20;
+/// Share of the byte budget that batches may have in any case.
+const LEAST_SHARE: usize = 4;
 /// How long a drop waits for a read that the store is still retrying.
 const JOIN_LIMIT: Duration = Duration::from_secs(10);
 
@@ -137,8 +141,7 @@ impl Pipeline {
     /// A thread cannot be started.
     pub fn start(shared: &Arc<Shared>, planner: Planner, settings: &LoaderSettings) -> Result<Self, LoaderError> {
         let n_decode_threads = settings.decode_threads;
-        let max_bytes = settings.max_buffered_mib << 20;
-        let budget = Budget::new(max_bytes - 2 * (max_bytes / POOLED_SHARE));
+        let budget = Budget::new(shared.bytes_for_batches(settings));
         let feed = Arc::new(Mutex::new(Feed { planner, next_seq: 0, reads: VecDeque::new() }));
         let (jobs_tx, jobs_rx) = bounded::<Job>(2 * n_decode_threads);
         let (decoded_tx, decoded_rx) = bounded::<Decoded>(N_DECODED);
@@ -275,6 +278,15 @@ impl Shared {
         feed.next_seq += 1;
         feed.reads.extend(reads.into_iter().map(|read| (Arc::clone(&work), read)));
         Some(Next::Found(work, found))
+    }
+
+    /// What the settings allow, less what is there besides batches: the process, buffers that are kept, and in every decoding thread a
+    /// picture or frame of the largest size.
+    fn bytes_for_batches(&self, settings: &LoaderSettings) -> usize {
+        let max_bytes = settings.max_buffered_mib << 20;
+        let decoded = self.fetcher.splits.iter().map(|split| split.decoded_bytes).max().unwrap_or(0);
+        let besides = IDLE_BYTES + 2 * (max_bytes / POOLED_SHARE) + settings.decode_threads.saturating_mul(decoded);
+        max_bytes.saturating_sub(besides).max(max_bytes / LEAST_SHARE)
     }
 
     /// Encoded media by the manifests' averages, twice, because a read holds what came and what it becomes; and the batch's arrays,

@@ -83,12 +83,17 @@ fn packed_rgb_avx2(scale: &Scale, y: &[u8], cb: &[u8], cr: &[u8], packed: &mut [
     pack(scale, y, cb, cr, packed);
 }
 
+/// Sums of three bytes and constants below 2^18 stay within 32 bits; a check of that would keep the compiler from taking eight
+/// pixels at a time.
 #[inline(always)]
 fn pack(scale: &Scale, y: &[u8], cb: &[u8], cr: &[u8], packed: &mut [u32]) {
     for (((&y, &u), &v), packed) in y.iter().zip(cb).zip(cr).zip(packed) {
-        let (luma, u, v) = (i32::from(y) * scale.luma + scale.offset, i32::from(u) - 128, i32::from(v) - 128);
-        let rgb = [luma + scale.red_v * v, luma + scale.green_u * u + scale.green_v * v, luma + scale.blue_u * u];
-        let [r, g, b] = rgb.map(|sum| (sum >> 16).clamp(0, 255) as u32);
+        let (u, v) = (i32::from(u) - 128, i32::from(v) - 128);
+        let luma = i32::from(y).wrapping_mul(scale.luma).wrapping_add(scale.offset);
+        let r = luma.wrapping_add(v.wrapping_mul(scale.red_v));
+        let g = luma.wrapping_add(u.wrapping_mul(scale.green_u)).wrapping_add(v.wrapping_mul(scale.green_v));
+        let b = luma.wrapping_add(u.wrapping_mul(scale.blue_u));
+        let [r, g, b] = [r, g, b].map(|sum| (sum >> 16).clamp(0, 255) as u32);
         *packed = r | g << 8 | b << 16;
     }
 }
@@ -120,12 +125,12 @@ fn row_to_rgb_avx2(luma: i32, y: &[u8], shifts: &[Vec<i32>; 3], packed: &mut [u3
     convert(luma, y, shifts, packed);
 }
 
-/// Separate lists, so that the compiler takes eight pixels at a time.
+/// Separate lists, and sums that are not checked, so that the compiler takes eight pixels at a time.
 #[inline(always)]
 fn convert(luma: i32, y: &[u8], [red, green, blue]: &[Vec<i32>; 3], packed: &mut [u32]) {
     for ((((packed, &y), &r), &g), &b) in packed.iter_mut().zip(y).zip(red).zip(green).zip(blue) {
-        let luma = i32::from(y) * luma;
-        let [r, g, b] = [r, g, b].map(|shift| ((luma + shift) >> 16).clamp(0, 255) as u32);
+        let luma = i32::from(y).wrapping_mul(luma);
+        let [r, g, b] = [r, g, b].map(|shift| (luma.wrapping_add(shift) >> 16).clamp(0, 255) as u32);
         *packed = r | g << 8 | b << 16;
     }
 }
