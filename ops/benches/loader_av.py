@@ -9,7 +9,8 @@ JSON line for every job, medians at the end, a Markdown table on stderr. Only th
 The workload is that of the peers. Clips: the stored MP4, 16 frames of 224 x 224 of the whole frame, u8, batches of 4; `stride2` takes
 frames two apart from a random start, `uniform` spreads them over the clip (ours: 16 apart from a random start, which reads as many).
 Sounds: the stored file, mean of the channels, 16 kHz, a random window of 131072 samples, log-mel of 128 x 128. Ours also gives
-the ids of a caption, and nothing decoded is kept. Every round runs every contestant once, so that a busy spell meets all of them.
+the ids of a caption, and nothing decoded is kept. `imp-scaled` resizes a clip's planes before they become RGB (`decode = "scaled"`). Programs
+that were built with `--features ffmpeg` decode clips by libav, as the peers do. Every round runs every contestant once, so that a busy spell meets all of them.
 
 `per_cpu_s` is clips by CPU seconds: of ours the difference between a job of `--steps` batches and one that takes about `--seconds`
 longer, and at least twice as many batches (wait4), so that what a start costs is in neither, as it is not in the peers' windows.
@@ -28,6 +29,7 @@ BATCH = 4
 VIDEO = {"320x240": 320 / 240, "1280x720": 1280 / 720}
 AUDIO = ["wav16", "flac16", "wav48", "flac48"]
 STRIDE = {"stride2": 2, "uniform": 16}
+OURS = {"imp-loader": "full", "imp-scaled": "scaled"}
 PEERS = {"video": ["torchcodec", "torchcodec-tuned", "pyav", "decord", "spdl-video"],
          "audio": ["soundfile+torchaudio", "torchcodec+torchaudio", "librosa", "spdl+torchaudio"]}
 
@@ -36,14 +38,14 @@ def kind_of(name):
     return "video" if name in VIDEO else "audio"
 
 
-def ours(args, name, sampling):
+def ours(args, contestant, name, sampling):
     kind = kind_of(name)
     if kind == "video":
         view = f"frames = 16, stride = {STRIDE[sampling]}, height = 224, width = 224"
-        keys = f"augment = {{ crop_area = [1.0, 1.0], crop_aspect = [{VIDEO[name]!r}, {VIDEO[name]!r}] }}\n"
+        keys = f"augment = {{ crop_area = [1.0, 1.0], crop_aspect = [{VIDEO[name]!r}, {VIDEO[name]!r}] }}\ndecode = \"{OURS[contestant]}\"\n"
     else:
         view, keys = "spectrogram_frames = 128", ""
-    config = loader_job.run_file(args.work / f"{name}-{sampling}.toml", [corpus(name)], [loader_job.task(name, name, kind, BATCH, view, keys=keys)],
+    config = loader_job.run_file(args.work / f"{contestant}-{name}-{sampling}.toml", [corpus(name)], [loader_job.task(name, name, kind, BATCH, view, keys=keys)],
                                  decode_threads=args.threads)
     few = loader_job.job(args, config, args.work / "store", args.steps)
     steps = args.steps + max(args.steps, math.ceil(args.seconds * few["report"]["examples_per_second"] / BATCH))
@@ -89,17 +91,17 @@ def main():
     runs = {}
     for round_ in range(args.rounds):
         jobs = [(name, sampling, contestant) for name, sampling in cells
-                for contestant in ["imp-loader", *(p for p in args.peers if p in PEERS[kind_of(name)])]]
+                for contestant in [*(OURS if name in VIDEO else ["imp-loader"]), *(p for p in args.peers if p in PEERS[kind_of(name)])]]
         for name, sampling, contestant in jobs if round_ % 2 == 0 else reversed(jobs):
-            figures = ours(args, name, sampling) if contestant == "imp-loader" else peer(args, contestant, name, sampling)
+            figures = ours(args, contestant, name, sampling) if contestant in OURS else peer(args, contestant, name, sampling)
             if figures:
                 runs.setdefault((name, sampling), {}).setdefault(contestant, []).append(figures)
                 loader_job.say(bench="loader av", peer=contestant, set=name, sampling=sampling, round=round_, threads=args.threads, **figures)
     print("| set | loader | per CPU second (rounds) | by the best peer |\n| --- | --- | --- | --- |", file=sys.stderr)
     for (name, sampling), found in runs.items():
         medians = {contestant: statistics.median(f["per_cpu_s"] for f in figures) for contestant, figures in found.items()}
-        best = max((median, contestant) for contestant, median in medians.items() if contestant != "imp-loader") if len(medians) > 1 else (math.nan, None)
-        loader_job.say(bench="loader av", set=name, sampling=sampling, best_peer=best[1], ratio=medians["imp-loader"] / best[0],
+        best = max(((median, contestant) for contestant, median in medians.items() if contestant not in OURS), default=(math.nan, None))
+        loader_job.say(bench="loader av", set=name, sampling=sampling, best_peer=best[1], ratio=max(medians[name] for name in OURS if name in medians) / best[0],
                        medians=loader_job.rounded(medians))
         for contestant, median in sorted(medians.items(), key=lambda item: -item[1]):
             each = ", ".join(f"{f['per_cpu_s']:.1f}" for f in found[contestant])

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use imp_schemas::batch::ExampleId;
 use imp_schemas::media::{
-    MediaLimits, Needed, Picture, Planes, read_audio, read_audio_part, read_frames, read_image, read_planes,
+    Frame, MediaLimits, Needed, Picture, Planes, read_audio, read_audio_part, read_frames, read_image, read_planes,
     read_raw_frames,
 };
 use imp_schemas::resolution::{Resolution, n_kept};
@@ -275,34 +275,51 @@ impl Workbench {
         distinct.sort_unstable();
         distinct.dedup();
         let frame_len = height * width * 3;
-        let place_of = |frame_idx: usize| wanted.iter().position(|&i| i == frame_idx);
         let (mut n_made, mut fault) = (0, None);
         let Self { pixels, planes, limits, .. } = self;
+        planes.clear();
         let crop = |of| crop_of(recipe, draws, of, height, width);
-        read_raw_frames(bytes, &distinct, limits, &mut |frame_idx, frame| {
-            let Some(to) = place_of(frame_idx).map(|at| &mut out[at * frame_len..][..frame_len]) else { return Ok(()) };
-            let made = match if recipe.resizes_planes() { frame.planes()? } else { None } {
-                Some(of) => planes.crop_resize(&of, crop((of.width, of.height)), width, height, to),
-                None => pixels
-                    .reduce(frame.picture()?, recipe.working_side)
-                    .and_then(|frame| pixels.crop_resize(&frame, crop((frame.width, frame.height)), width, height, to)),
-            };
-            match made {
-                Ok(()) => n_made += 1,
-                Err(e) => fault = Some(e),
+        // Frames come in the order of `distinct`, and lie there in that order first.
+        let mut make = |frame: &Frame<'_>| {
+            let upright = if recipe.resizes_planes() { frame.planes()? } else { None };
+            if let Some(of) = upright {
+                let crop = crop((of.width, of.height));
+                if !planes.put(&of, crop, distinct.len()) {
+                    let n = planes.n();
+                    planes.take(width, height, &mut out[n_made * frame_len..][..n * frame_len])?;
+                    n_made += n;
+                    planes.put(&of, crop, distinct.len());
+                }
+                return Ok(());
+            }
+            let n = planes.n();
+            planes.take(width, height, &mut out[n_made * frame_len..][..n * frame_len])?;
+            let frame = pixels.reduce(frame.picture()?, recipe.working_side)?;
+            let to = &mut out[(n_made + n) * frame_len..][..frame_len];
+            pixels.crop_resize(&frame, crop((frame.width, frame.height)), width, height, to)?;
+            n_made += n + 1;
+            Ok::<_, ContentFault>(())
+        };
+        read_raw_frames(bytes, &distinct, limits, &mut |_, frame| {
+            if fault.is_none() {
+                fault = make(frame).err();
             }
             Ok(())
         })?;
         if let Some(fault) = fault {
             return Err(fault);
         }
-        if n_made < distinct.len() {
-            return Err(ContentFault::Impossible { what: "a number of frames of", found: n_made.to_string() });
+        let n = planes.n();
+        planes.take(width, height, &mut out[n_made * frame_len..][..n * frame_len])?;
+        if n_made + n < distinct.len() {
+            return Err(ContentFault::Impossible { what: "a number of frames of", found: (n_made + n).to_string() });
         }
-        // A frame that is there several times was made once.
-        for (at, &frame_idx) in wanted.iter().enumerate() {
-            if let Some(first) = place_of(frame_idx).filter(|&first| first < at) {
-                out.copy_within(first * frame_len..(first + 1) * frame_len, at * frame_len);
+        // Backwards, because no frame moves forward: a clip that is repeated begins with all of its frames.
+        for (at, frame_idx) in wanted.iter().enumerate().rev() {
+            if let Ok(made) = distinct.binary_search(frame_idx)
+                && made < at
+            {
+                out.copy_within(made * frame_len..(made + 1) * frame_len, at * frame_len);
             }
         }
         Ok(())

@@ -14,18 +14,39 @@ use crate::error::ContentFault;
 
 /// Rows that are resized across together: the library takes pixels of four values many times faster than single ones.
 const ROWS: usize = 4;
+/// Brightness of pictures that are resized together: what a core's cache holds.
+const STACKED_BYTES: usize = 2 << 20;
 
-/// Crops and resizes planes on one thread; keeps its buffers.
+/// Crops and resizes planes on one thread; keeps its buffers. Pictures of one shape, the frames of a clip, may be put one after the
+/// other and taken together: what the resizer works out for a shape it works out once.
 #[derive(Debug, Default)]
 pub struct PlaneResizer {
     resizer: Resizer,
-    /// Of one plane: resized down, and then four rows side by side.
-    down: Vec<u8>,
-    fours: Vec<u8>,
-    /// Of each plane: `[height / 4, width, 4]`.
-    across: [Vec<u8>; 3],
+    shape: Option<Shape>,
+    /// Pictures that were put.
+    n: usize,
+    luma: Stack,
+    /// Of each picture, both differences of colour.
+    chroma: Stack,
     /// `[width, 4]`, RGB in the lower bytes.
     packed: Vec<u32>,
+}
+
+/// What pictures that are taken together have in common.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Shape {
+    luma: Part,
+    chroma: Part,
+    full_range: bool,
+    /// Pictures that there is room for.
+    room: usize,
+}
+
+/// The part of a plane that is under a crop.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Part {
+    across: Span,
+    down: Span,
 }
 
 impl PlaneResizer {
@@ -41,66 +62,141 @@ impl PlaneResizer {
         height: usize,
         out: &mut [u8],
     ) -> Result<(), ContentFault> {
-        for (i, plane) in planes.planes.iter().enumerate() {
-            self.resize(plane, crop, width, height, i)?;
+        self.clear();
+        self.put(planes, crop, 1);
+        self.take(width, height, out)
+    }
+
+    /// Forgets what was put.
+    pub fn clear(&mut self) {
+        self.shape = None;
+        self.n = 0;
+    }
+
+    /// Pictures that were put and not taken.
+    pub fn n(&self) -> usize {
+        self.n
+    }
+
+    /// Copies the part `crop` of a picture, one of `n_all` that may follow each other; `false` if those that were put must be taken
+    /// first, because they have another shape or are enough.
+    pub fn put(&mut self, planes: &PlanesView<'_>, crop: CropBox, n_all: usize) -> bool {
+        let [y, cb, cr] = &planes.planes;
+        let room = (STACKED_BYTES / (crop.width * crop.height).max(1)).clamp(1, n_all.max(1));
+        let (luma, chroma) = (Part::of(y, crop), Part::of(cb, crop));
+        let shape = Shape { luma, chroma, full_range: planes.full_range, room };
+        if self.shape.is_some_and(|of_others| of_others != shape) || self.n >= room {
+            return false;
         }
-        let Self { across: [y, cb, cr], packed, .. } = self;
+        self.luma.put(y, luma, self.n, room);
+        self.chroma.put(cb, chroma, 2 * self.n, 2 * room);
+        self.chroma.put(cr, chroma, 2 * self.n + 1, 2 * room);
+        self.shape = Some(shape);
+        self.n += 1;
+        true
+    }
+
+    /// Writes what was put, in that order, at `width` × `height` to `out`, `[n, height, width, 3]`.
+    ///
+    /// # Errors
+    /// A size that cannot be resized.
+    pub fn take(&mut self, width: usize, height: usize, out: &mut [u8]) -> Result<(), ContentFault> {
+        let (Some(Shape { luma, chroma, full_range, room }), n) = (self.shape, self.n) else { return Ok(()) };
+        self.clear();
+        self.luma.resize(&mut self.resizer, luma, [n, room], [width, height])?;
+        self.chroma.resize(&mut self.resizer, chroma, [2 * n, 2 * room], [width, height])?;
+        let Self { luma, chroma, packed, .. } = self;
         packed.resize(width * ROWS, 0);
-        let fours = y.chunks_exact(width * ROWS).zip(cb.chunks_exact(width * ROWS)).zip(cr.chunks_exact(width * ROWS));
-        for (((y, cb), cr), rows) in fours.zip(out.chunks_mut(width * 3 * ROWS)) {
-            packed_rgb(planes.full_range, y, cb, cr, packed);
-            for (i, row) in rows.chunks_exact_mut(width * 3).enumerate() {
-                for (pixel, four) in row.as_chunks_mut::<3>().0.iter_mut().zip(packed.as_chunks::<ROWS>().0) {
-                    let [r, g, b, _] = four[i].to_le_bytes();
-                    *pixel = [r, g, b];
+        // Of each picture, brightness and both colours, four rows at a time.
+        let (row_len, plane_len) = (width * ROWS, width * ROWS * height.div_ceil(ROWS));
+        let pictures = luma.across.chunks_exact(plane_len).zip(chroma.across.chunks_exact(2 * plane_len));
+        for ((y, colours), out) in pictures.zip(out.chunks_exact_mut(height * width * 3)) {
+            let (cb, cr) = colours.split_at(plane_len);
+            let fours = y.chunks_exact(row_len).zip(cb.chunks_exact(row_len)).zip(cr.chunks_exact(row_len));
+            for (((y, cb), cr), rows) in fours.zip(out.chunks_mut(width * 3 * ROWS)) {
+                packed_rgb(full_range, y, cb, cr, packed);
+                for (i, row) in rows.chunks_exact_mut(width * 3).enumerate() {
+                    for (pixel, four) in row.as_chunks_mut::<3>().0.iter_mut().zip(packed.as_chunks::<ROWS>().0) {
+                        let [r, g, b, _] = four[i].to_le_bytes();
+                        *pixel = [r, g, b];
+                    }
                 }
             }
         }
         Ok(())
     }
+}
 
-    /// The part of `plane` that lies under `crop`, to `across[i]`: down first, which leaves fewer rows to go across.
+/// Planes of one shape.
+#[derive(Debug, Default)]
+struct Stack {
+    /// Side by side: `[rows, room, columns]`.
+    side_by_side: Vec<u8>,
+    /// Resized down: `[height, n, columns]`; then one below the other, four rows of each together: `[n, height / 4, columns, 4]`.
+    down: Vec<u8>,
+    fours: Vec<u8>,
+    /// Resized across: `[n, height / 4, width, 4]`.
+    across: Vec<u8>,
+}
+
+impl Stack {
+    /// Copies `part` of a plane, the `i`-th of `room`.
+    fn put(&mut self, plane: &PlaneView<'_>, part: Part, i: usize, room: usize) {
+        let Part { across, down } = part;
+        self.side_by_side.resize(down.n * room * across.n, 0);
+        let rows = plane.values.chunks(plane.stride).skip(down.first).take(down.n);
+        for (to, row) in self.side_by_side.chunks_exact_mut(room * across.n).zip(rows) {
+            to[i * across.n..][..across.n].copy_from_slice(&row[across.first..][..across.n]);
+        }
+    }
+
+    /// The first `n` planes of `room` to `width` × `height`: down first, which leaves fewer rows to go across.
     fn resize(
         &mut self,
-        plane: &PlaneView<'_>,
-        crop: CropBox,
-        width: usize,
-        height: usize,
-        i: usize,
+        resizer: &mut Resizer,
+        part: Part,
+        [n, room]: [usize; 2],
+        [width, height]: [usize; 2],
     ) -> Result<(), ContentFault> {
-        let (across, down) = (
-            Span::of(crop.left, crop.width, plane.step.0, plane.width),
-            Span::of(crop.top, crop.height, plane.step.1, plane.height),
-        );
-        let source = ImageRef::new(size(plane.stride)?, size(plane.height)?, plane.values, PixelType::U8)
+        let Part { across, down } = part;
+        let (row_len, n_fours) = (n * across.n, height.div_ceil(ROWS));
+        let source = image(room * across.n, down.n, &self.side_by_side, PixelType::U8)?;
+        let source = CroppedImage::new(&source, 0, 0, size(row_len)?, size(down.n)?).map_err(|e| impossible(&e))?;
+        self.down.resize(row_len * height, 0);
+        let mut target = Image::from_slice_u8(size(row_len)?, size(height)?, &mut self.down, PixelType::U8)
             .map_err(|e| impossible(&e))?;
-        let part = CroppedImage::new(&source, size(across.first)?, size(down.first)?, size(across.n)?, size(down.n)?)
-            .map_err(|e| impossible(&e))?;
-        self.down.resize(across.n * height, 0);
-        let mut target = Image::from_slice_u8(size(across.n)?, size(height)?, &mut self.down, PixelType::U8)
-            .map_err(|e| impossible(&e))?;
-        let whole = triangle().crop(0.0, down.offset, across.n as f64, down.len);
-        self.resizer.resize(&part, &mut target, &whole).map_err(|e| impossible(&e))?;
+        let whole = triangle().crop(0.0, down.offset, row_len as f64, down.len);
+        resizer.resize(&source, &mut target, &whole).map_err(|e| impossible(&e))?;
 
-        let n_fours = height.div_ceil(ROWS);
         self.fours.clear();
-        for rows in self.down.chunks(ROWS * across.n) {
-            let last = rows.len() / across.n - 1;
-            let row = |i: usize| &rows[i.min(last) * across.n..][..across.n];
-            let rows = row(0).iter().zip(row(1)).zip(row(2)).zip(row(3));
-            self.fours.extend(rows.flat_map(|(((a, b), c), d)| [*a, *b, *c, *d]));
+        for i in 0..n {
+            for rows in self.down.chunks(ROWS * row_len) {
+                let last = rows.len() / row_len - 1;
+                let row = |nth: usize| &rows[nth.min(last) * row_len + i * across.n..][..across.n];
+                let rows = row(0).iter().zip(row(1)).zip(row(2)).zip(row(3));
+                self.fours.extend(rows.flat_map(|(((a, b), c), d)| [*a, *b, *c, *d]));
+            }
         }
-        let source =
-            ImageRef::new(size(across.n)?, size(n_fours)?, &self.fours, PixelType::U8x4).map_err(|e| impossible(&e))?;
-        self.across[i].resize(width * n_fours * ROWS, 0);
-        let mut target = Image::from_slice_u8(size(width)?, size(n_fours)?, &mut self.across[i], PixelType::U8x4)
+        let source = image(across.n, n * n_fours, &self.fours, PixelType::U8x4)?;
+        self.across.resize(width * n * n_fours * ROWS, 0);
+        let mut target = Image::from_slice_u8(size(width)?, size(n * n_fours)?, &mut self.across, PixelType::U8x4)
             .map_err(|e| impossible(&e))?;
-        let part = triangle().crop(across.offset, 0.0, across.len, n_fours as f64);
-        self.resizer.resize(&source, &mut target, &part).map_err(|e| impossible(&e))
+        let part = triangle().crop(across.offset, 0.0, across.len, (n * n_fours) as f64);
+        resizer.resize(&source, &mut target, &part).map_err(|e| impossible(&e))
+    }
+}
+
+impl Part {
+    fn of(plane: &PlaneView<'_>, crop: CropBox) -> Self {
+        Self {
+            across: Span::of(crop.left, crop.width, plane.step.0, plane.width),
+            down: Span::of(crop.top, crop.height, plane.step.1, plane.height),
+        }
     }
 }
 
 /// What pixels of one side are in values of a plane: whole values that hold them, and where in those they begin and end.
+#[derive(Debug, Clone, Copy, PartialEq)]
 struct Span {
     first: usize,
     n: usize,
@@ -115,6 +211,10 @@ impl Span {
         let (offset, len) = ((start - first * step) as f64 / step as f64, len as f64 / step as f64);
         Self { first, n, offset, len: len.min(n as f64 - offset) }
     }
+}
+
+fn image(width: usize, height: usize, values: &[u8], kind: PixelType) -> Result<ImageRef<'_>, ContentFault> {
+    ImageRef::new(size(width)?, size(height)?, values, kind).map_err(|e| impossible(&e))
 }
 
 fn triangle() -> ResizeOptions {
@@ -218,6 +318,7 @@ mod tests {
         let clip = testkit::media::mp4_bytes(&[frame(0), frame(9), frame(20)], 8.0).unwrap();
         let (crop, side) = (CropBox { left: 11, top: 7, width: 121, height: 100 }, 64);
         let (mut n_frames, mut exact, mut quick) = (0, vec![0; side * side * 3], vec![0; side * side * 3]);
+        let (mut stack, mut one_by_one) = (PlaneResizer::default(), Vec::new());
         read_raw_frames(&clip, &[0, 1, 2], &MediaLimits::default(), &mut |_, frame| {
             let planes = frame.planes()?.unwrap();
             assert_eq!((planes.width, planes.height), (160, 120));
@@ -227,9 +328,16 @@ mod tests {
                 exact.iter().zip(&quick).map(|(a, b)| f64::from(a.abs_diff(*b))).sum::<f64>() / exact.len() as f64;
             assert!(off <= 1.0, "{off} levels on average");
             n_frames += 1;
+            one_by_one.extend_from_slice(&quick);
+            assert!(stack.put(&planes, crop, 3));
+            let other = CropBox { left: 12, ..crop };
+            assert!(!stack.put(&planes, other, 3), "of another shape, or one too many");
             Ok(())
         })
         .unwrap();
-        assert_eq!(n_frames, 3);
+        assert_eq!((n_frames, stack.n()), (3, 3));
+        let mut together = vec![0; 3 * side * side * 3];
+        stack.take(side, side, &mut together).unwrap();
+        assert!(together == one_by_one && stack.n() == 0);
     }
 }
