@@ -41,6 +41,8 @@ const N_POOLED: usize = 128;
 const POOLED_SHARE: usize = 16;
 /// What a process takes before its first batch.
 const IDLE_BYTES: usize = 32 << 20;
+/// Share of the byte budget that an allocator may hold of what was freed, between blocks that are in use.
+const HELD_SHARE: usize = 8;
 /// Share of the byte budget that batches may have in any case.
 const LEAST_SHARE: usize = 4;
 /// How long a drop waits for a read that the store is still retrying.
@@ -280,12 +282,13 @@ impl Shared {
         Some(Next::Found(work, found))
     }
 
-    /// What the settings allow, less what is there besides batches: the process, buffers that are kept, and in every decoding thread a
-    /// picture or frame of the largest size.
+    /// What the settings allow, less what is there besides batches: the process, the allocator's holes, buffers that are kept, and in every
+    /// decoding thread a picture or frame of the largest size.
     fn bytes_for_batches(&self, settings: &LoaderSettings) -> usize {
         let max_bytes = settings.max_buffered_mib << 20;
         let decoded = self.fetcher.splits.iter().map(|split| split.decoded_bytes).max().unwrap_or(0);
-        let besides = IDLE_BYTES + 2 * (max_bytes / POOLED_SHARE) + settings.decode_threads.saturating_mul(decoded);
+        let kept = max_bytes / HELD_SHARE + 2 * (max_bytes / POOLED_SHARE);
+        let besides = IDLE_BYTES + kept + settings.decode_threads.saturating_mul(decoded);
         max_bytes.saturating_sub(besides).max(max_bytes / LEAST_SHARE)
     }
 

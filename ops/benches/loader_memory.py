@@ -5,7 +5,7 @@
 In: nothing; all media are made here (clips by ffmpeg, which must be on the PATH). Out: a JSON line for every run, and one a case that says
 whether it holds; exit 1 if one does not. Only the standard library is used.
 
-large    pictures of 3840 x 2160, clips of a minute of 640 x 360, and sounds of a minute at 48 kHz in stereo, as three tasks in turn.
+large    pictures of 3840 x 2160, clips of a minute of 640 x 360, and sounds of a minute at 48 kHz in stereo, as tasks in turn.
          Peak resident memory of the whole process (wait4) beside `max_buffered_mib` + `decoded_cache_mib`
 growth   `--steps` small batches of pictures, clips and sounds. Resident memory from /proc every `--every` seconds: the mean of the last
          tenth of the samples must not be more than a twentieth above that of the third tenth, by when every buffer has been used
@@ -77,11 +77,11 @@ def large(args):
     every = [task("full") for task in tasks.values()]
     loader_job.ingest(args, loader_job.run_file(root / "ingest.toml", corpora, every), root / "store", root)
     holds = True
-    for name, decode, keys in [
-            ("all", "full", {}), ("all", "full", {"max_buffered_mib": 256}), ("all", "scaled", {"max_buffered_mib": 256}),
-            ("all", "full", {"max_buffered_mib": 256, "decoded_cache_mib": 256}),
-            *((task, "full", {"max_buffered_mib": 256}) for task in tasks)]:
-        chosen = [task(decode) for each, task in tasks.items() if name in (each, "all")]
+    seen, small = ("pictures", "clips"), {"max_buffered_mib": 256}
+    for names, decode, keys in [
+            (tasks, "full", {}), (seen, "full", {}), (seen, "full", small), (seen, "scaled", small), (tasks, "full", small),
+            (tasks, "full", {**small, "decoded_cache_mib": 256}), *(([task], "full", small) for task in tasks)]:
+        name, chosen = " ".join(names), [tasks[each](decode) for each in names]
         config = loader_job.run_file(root / "run.toml", corpora, chosen, decode_threads=args.threads, **keys)
         done = loader_job.job(args, config, root / "store", args.large_steps)
         budget = keys.get("max_buffered_mib", 512) + keys.get("decoded_cache_mib", 0)
