@@ -208,7 +208,7 @@ fn a_run_goes_on_with_the_snapshots_that_it_began_with() {
     let (want, _) = take(&store, &settings, None, 12);
     let (_, cursor) = take(&store, &settings, None, 5);
     for version in 2..4 {
-        let rows: Vec<Row> = (0..20 + version).map(|i| image_row(i as usize)).collect();
+        let rows: Vec<Row> = (0..30 + version).map(|i| image_row(i as usize)).collect();
         Corpus::new("photos", RecordKind::ImageText).write(&store, &rows, version);
     }
     let (got, _) = take(&store, &settings, Some(&cursor), 7);
