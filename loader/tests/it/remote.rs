@@ -13,7 +13,7 @@ use imp_schemas::shard::shard_key;
 use imp_schemas::shard_reader::{ShardReadError, ShardReader};
 use imp_schemas::store::disk_cache::DiskCache;
 use imp_schemas::store::ranges::MAX_REQUEST;
-use imp_schemas::store::sealed::Reading;
+use imp_schemas::store::sealed::{Reading, Sealed};
 use imp_schemas::store::{Store, StoreError};
 use testkit::s3::{Faults, S3Server};
 
@@ -115,6 +115,21 @@ fn what_a_disk_cache_holds_between_what_it_does_not_is_read_with_it() {
     server.take_log();
     check_rows(&roomy, &rows, &[0, 1, 3, 5, 6]);
     assert_eq!(asked(&server), []);
+}
+
+#[test]
+fn a_range_beyond_the_object_is_refused_before_anything_is_allocated() {
+    let server = S3Server::start().unwrap();
+    let (store, entry, _) = shard(&server, &[1000; 3]);
+    let sealed = Sealed::new(shard_key("photos", &entry.digest), entry.digest.clone(), entry.n_bytes);
+    server.take_log();
+    let n = entry.n_bytes;
+    for range in [0..n + 1, n..u64::MAX, 1 << 62..1 << 63, std::ops::Range { start: 5, end: 4 }] {
+        let error = store.get_sealed(&sealed, &[0..4, range.clone()]).unwrap_err();
+        assert!(matches!(&error, StoreError::Read { range: Some(said), .. } if *said == range), "{error}");
+    }
+    assert_eq!(store.get_sealed(&sealed, &[n..n, 0..4]).unwrap()[1].len(), 4);
+    assert_eq!(asked(&server).len(), 1);
 }
 
 #[test]

@@ -66,7 +66,7 @@ pub(super) fn of_420(
     Ok(Picture { width, height, rgb })
 }
 
-/// RGB of values that stand for the same places, a pixel in the lower three bytes of each number: [`of_420`]'s arithmetic, for planes
+/// RGB of values that stand for the same places, a pixel in the lower three bytes of each number: the arithmetic of whole frames, for planes
 /// that were brought to one size before.
 pub fn packed_rgb(full_range: bool, y: &[u8], cb: &[u8], cr: &[u8], packed: &mut [u32]) {
     #[cfg(target_arch = "x86_64")]

@@ -114,6 +114,12 @@ impl Store {
     /// # Errors
     /// [`StoreError::OtherObject`] if it is not what is listed; else as [`Store::get_range`].
     pub fn get_sealed(&self, sealed: &Sealed, ranges: &[Range<u64>]) -> Result<Vec<Bytes>, StoreError> {
+        // A damaged footer may claim anything, and what is claimed is allocated.
+        if let Some(range) = ranges.iter().find(|range| range.start > range.end || range.end > sealed.n_bytes) {
+            let detail = format!("bytes {} to {} of an object of {}", range.start, range.end, sealed.n_bytes);
+            let source = object_store::Error::Generic { store: "imp", source: detail.into() };
+            return Err(self.read_error(&sealed.key, Some(range.clone()), source));
+        }
         if !self.is_remote {
             return self.get_ranges(&sealed.key, ranges);
         }
