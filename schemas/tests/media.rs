@@ -6,7 +6,7 @@ use std::io::Cursor;
 
 use image::{DynamicImage, ExtendedColorType, ImageEncoder, ImageFormat, Rgb, RgbImage, Rgba, RgbaImage};
 use imp_schemas::media::{
-    MediaError, MediaLimits, Picture, check_audio, read_audio, read_frames, read_image, read_video,
+    MediaError, MediaLimits, Picture, check_audio, read_audio, read_audio_part, read_frames, read_image, read_video,
 };
 use imp_schemas::reject::RejectReason;
 use testkit::media::{flac_bytes, jpeg_bytes, mp4_bytes, png_bytes, wav_bytes, webp_bytes};
@@ -226,6 +226,31 @@ fn every_width_of_pcm_is_read_at_full_scale() {
         let (_, sound) = read_audio(&wav(format, 1, bits, &half.repeat(100)), &LIMITS).unwrap();
         assert_eq!(sound.samples.len(), 100);
         assert!((sound.samples[7] - 0.5).abs() < 1e-6, "{bits} bits: {}", sound.samples[7]);
+    }
+}
+
+/// Samples of 16 bits are read by us, those of 24 by symphonia.
+#[test]
+fn sixteen_bits_of_pcm_are_what_the_same_in_24_are_to_the_bit() {
+    let values: Vec<i16> = (0..30_000).map(|i| (i * 7919 % 65_536 - 32_768) as i16).collect();
+    for channels in [1, 2, 3, 6] {
+        let narrow: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        let wide: Vec<u8> = values.iter().flat_map(|v| [0, v.to_le_bytes()[0], v.to_le_bytes()[1]]).collect();
+        let (narrow, wide) = (wav(1, channels, 16, &narrow), wav(1, channels, 24, &wide));
+        let ((meta, ours), (other_meta, theirs)) =
+            (read_audio(&narrow, &LIMITS).unwrap(), read_audio(&wide, &LIMITS).unwrap());
+        assert_eq!(ours, theirs, "{channels}");
+        assert_eq!((meta.codec.as_str(), meta.channels), ("pcm_s16le", usize::from(channels)));
+        assert_eq!((meta.num_samples, meta.duration), (other_meta.num_samples, other_meta.duration));
+        assert_eq!(check_audio(&narrow, &LIMITS).unwrap(), meta);
+        let n = meta.num_samples;
+        for part in [0..1, 2047..2049, 3000..n, 0..n, n - 1..n] {
+            let got = read_audio_part(&narrow, &LIMITS, part.clone()).unwrap();
+            assert_eq!(got.samples, theirs.samples[part.start as usize..part.end as usize], "{part:?}");
+        }
+        for part in [0..n + 1, n + 5..n + 7] {
+            assert!(matches!(read_audio_part(&narrow, &LIMITS, part), Err(MediaError::Truncated { .. })));
+        }
     }
 }
 

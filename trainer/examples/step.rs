@@ -53,15 +53,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let (mut forward_backward, mut update) = (0.0, 0.0);
     for step in 0..N_STEPS.0 + N_STEPS.1 {
         let start = Instant::now();
-        let (loss, grads) = model.loss(Objective::Nce, "", &batch)?;
+        let loss = model.loss(Objective::Nce, "", &batch)?;
         let middle = Instant::now();
-        let done = optimizer.step(&mut model, grads, 1e-4)?;
+        let done = optimizer.step(&mut model, loss.grads, 1e-4)?;
         if step >= N_STEPS.0 {
             forward_backward += (middle - start).as_secs_f64();
             update += middle.elapsed().as_secs_f64();
         }
         if step + 1 == N_STEPS.0 + N_STEPS.1 {
-            println!("loss {loss:.4}, gradient norm {:.4}", done.grad_norm);
+            println!("loss {:.4}, gradient norm {:.4}", loss.value, done.grad_norm);
         }
     }
     let n_steps = N_STEPS.1 as f64;

@@ -11,6 +11,8 @@ use imp_schemas::store::{Store, StoreError};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::{Deserialize, Serialize};
 
+use crate::model::RoutingSummary;
+
 /// One step.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StepMetrics {
@@ -22,7 +24,11 @@ pub struct StepMetrics {
     pub n: usize,
     /// Tokens through the encoder, all modalities, after DropToken.
     pub tokens: usize,
+    /// The objective, and the weighted losses of the routers.
     pub loss: f32,
+    /// What the routers did; absent for a dense model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub routing: Option<RoutingSummary>,
     pub lr: f64,
     /// Global norm before clipping.
     pub grad_norm: f64,

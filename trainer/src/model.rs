@@ -11,11 +11,14 @@ mod config;
 mod embed;
 mod encoder;
 mod error;
+mod experts;
 #[cfg(test)]
 mod golden;
 mod heads;
 mod parameters;
 mod patches;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 
@@ -24,14 +27,26 @@ use imp_schemas::batch::{AudioBatch, Batch, TextBatch, VisionBatch};
 use imp_schemas::task::Objective;
 
 use crate::ops::Backend;
+use encoder::Call;
+use experts::Purpose;
 
 pub use config::{Classifier, ModelConfig, Preset, QkvInit, RawModel, Stream};
 pub use error::ModelError;
+pub use experts::{EvalGroups, ExpertsConfig, Placement, RawExperts, Router, RoutingSummary};
 pub use parameters::Parameter;
 pub use patches::{HostTokens, spectrogram_patches, tube_patches};
 
 /// Gradients of one batch, by parameter.
 pub struct Grads<D: Backend>(pub(crate) Gradients<f32, D>);
+
+/// What one batch says.
+pub struct Loss<D: Backend> {
+    /// The objective, and the weighted losses of the routers.
+    pub value: f32,
+    pub grads: Grads<D>,
+    /// `None` for a dense model.
+    pub routing: Option<RoutingSummary>,
+}
 
 /// The model.
 pub struct Imp<D: Backend> {
@@ -87,14 +102,15 @@ impl<D: Backend> Imp<D> {
     /// # Errors
     /// A stream that the objective needs is absent, the model lacks the head, an array has the wrong length, or the loss
     /// is not finite.
-    pub fn loss(&self, objective: Objective, corpus: &str, batch: &Batch) -> Result<(f32, Grads<D>), ModelError> {
-        let loss = self.objective::<OwnedTape<f32, D>>(objective, corpus, batch)?;
+    pub fn loss(&self, objective: Objective, corpus: &str, batch: &Batch) -> Result<Loss<D>, ModelError> {
+        let mut call = Call::new(&self.config, Purpose::Train);
+        let loss = self.objective::<OwnedTape<f32, D>>(objective, corpus, batch, &mut call)?;
         let value = crate::ops::scalar_value(&loss);
         if !value.is_finite() {
             return Err(ModelError::LossNotFinite(value));
         }
-        let grads = dfdx::prelude::Backward::try_backward(loss).map_err(device)?;
-        Ok((value, Grads(grads)))
+        let grads = Grads(dfdx::prelude::Backward::try_backward(loss).map_err(device)?);
+        Ok(Loss { value, grads, routing: RoutingSummary::of(&call.stats) })
     }
 
     /// Loss of a batch, without gradients.
@@ -102,7 +118,8 @@ impl<D: Backend> Imp<D> {
     /// # Errors
     /// As [`Imp::loss`].
     pub fn loss_value(&self, objective: Objective, corpus: &str, batch: &Batch) -> Result<f32, ModelError> {
-        let value = crate::ops::scalar_value(&self.objective::<NoneTape>(objective, corpus, batch)?);
+        let mut call = Call::new(&self.config, Purpose::Train);
+        let value = crate::ops::scalar_value(&self.objective::<NoneTape>(objective, corpus, batch, &mut call)?);
         if value.is_finite() { Ok(value) } else { Err(ModelError::LossNotFinite(value)) }
     }
 
@@ -111,7 +128,7 @@ impl<D: Backend> Imp<D> {
     /// # Errors
     /// The model lacks the head, or an array has the wrong length.
     pub fn embed_vision(&self, batch: &VisionBatch, target: Stream) -> Result<Vec<f32>, ModelError> {
-        let pooled = self.pooled_vision::<NoneTape>(batch)?;
+        let pooled = self.pooled_vision::<NoneTape>(batch, &mut Call::new(&self.config, Purpose::Embed))?;
         self.embedding(pooled, Stream::Vision, target)
     }
 
@@ -120,7 +137,7 @@ impl<D: Backend> Imp<D> {
     /// # Errors
     /// As [`Imp::embed_vision`].
     pub fn embed_audio(&self, batch: &AudioBatch, target: Stream) -> Result<Vec<f32>, ModelError> {
-        let pooled = self.pooled_audio::<NoneTape>(batch)?;
+        let pooled = self.pooled_audio::<NoneTape>(batch, &mut Call::new(&self.config, Purpose::Embed))?;
         self.embedding(pooled, Stream::Spectrogram, target)
     }
 
@@ -129,7 +146,7 @@ impl<D: Backend> Imp<D> {
     /// # Errors
     /// As [`Imp::embed_vision`].
     pub fn embed_text(&self, batch: &TextBatch, target: Stream) -> Result<Vec<f32>, ModelError> {
-        let pooled = self.pooled_text::<NoneTape>(batch)?;
+        let pooled = self.pooled_text::<NoneTape>(batch, &mut Call::new(&self.config, Purpose::Embed))?;
         self.embedding(pooled, Stream::Text, target)
     }
 
@@ -138,7 +155,7 @@ impl<D: Backend> Imp<D> {
     /// # Errors
     /// As [`Imp::embed_vision`].
     pub fn common_text(&self, batch: &TextBatch, target: Stream) -> Result<Vec<f32>, ModelError> {
-        let pooled = self.pooled_text::<NoneTape>(batch)?;
+        let pooled = self.pooled_text::<NoneTape>(batch, &mut Call::new(&self.config, Purpose::Embed))?;
         self.common_values(pooled, Stream::Text, target)
     }
 

@@ -13,6 +13,7 @@ mod cpu;
 pub mod cross_entropy;
 #[cfg(feature = "cuda")]
 mod cuda;
+pub mod experts;
 pub mod host;
 pub mod l2_norm;
 pub mod layer_norm;
@@ -26,7 +27,8 @@ mod tests;
 
 use dfdx::prelude::{Device, Gradients, NoneTape, Tape, Tensor};
 
-pub use blocks::{Block, Mask};
+pub use blocks::{Block, FeedForward, Mask};
+pub use experts::{Experts, Routed, Routing, RoutingStats};
 pub use host::{ThreadsError, set_threads};
 pub use layer_norm::Norm;
 pub use linear::{InputGrad, Linear};
@@ -85,6 +87,13 @@ pub trait Backend: Device<f32> {
         layers: &[Block<Self>],
         n_heads: usize,
     ) -> Result<Tokens<Self, T>, Self::Err>;
+
+    /// A block's mixture of experts; see [`experts::stock`].
+    fn experts<T: Tape<f32, Self>>(
+        x: Tokens<Self, T>,
+        layer: &Experts<Self>,
+        routing: &Routing,
+    ) -> Result<Routed<Self, T>, Self::Err>;
 
     /// Multi-head attention of one block alone, without LayerNorm and residual; see [`blocks::stock_attention`].
     fn attention<T: Tape<f32, Self>>(

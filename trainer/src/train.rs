@@ -10,9 +10,10 @@ use std::time::Instant;
 use imp_loader::{Loader, LoaderError, Watch};
 use imp_schemas::checkpoint::CheckpointMeta;
 use imp_schemas::modality::Modality;
+use imp_schemas::resolution::{Patching, Resolution, n_kept};
 use imp_schemas::shard::Digest;
 use imp_schemas::store::{Snapshot, Store, StoreError};
-use imp_schemas::task::{Mixture, Objective, Task};
+use imp_schemas::task::{Mixture, Objective, Task, View};
 
 use crate::checkpoint::{self, CheckpointError, Saved};
 use crate::config::TrainConfig;
@@ -100,8 +101,8 @@ pub fn fit<D: Backend>(
         let lr = config.schedule.lr_at(step);
         // Neither a loss nor a gradient that is not finite moves a parameter: both are errors.
         let failed = |source| TrainError::Step { step, task: task.name().to_owned(), source };
-        let (loss, grads) = model.loss(task.objective(), &task.corpora()[0], &batch).map_err(failed)?;
-        let update = optimizer.step(&mut model, grads, lr).map_err(failed)?;
+        let loss = model.loss(task.objective(), &task.corpora()[0], &batch).map_err(failed)?;
+        let update = optimizer.step(&mut model, loss.grads, lr).map_err(failed)?;
         waited += wait_seconds;
         metrics.record(&StepMetrics {
             step,
@@ -109,7 +110,8 @@ pub fn fit<D: Backend>(
             view: batch.view_idx,
             n: batch.n(),
             tokens: n_tokens(&config.mixture, task, batch.view_idx) * batch.n(),
-            loss,
+            loss: loss.value,
+            routing: loss.routing,
             lr,
             grad_norm: update.grad_norm,
             seconds: step_begin.elapsed().as_secs_f64(),
@@ -178,7 +180,25 @@ pub fn model_config(config: &TrainConfig, manifests: &BTreeMap<String, Snapshot>
     pairs.sort_unstable();
     let vocab_size = manifests.values().map(|s| s.manifest.tokenizer.vocab_size).max().unwrap_or(1);
     let patching = *config.mixture.patching();
-    Ok(ModelConfig::check(config.model.clone(), vocab_size, patching, pairs, classifiers)?)
+    let model = ModelConfig::check(config.model.clone(), vocab_size, patching, pairs, classifiers)?;
+    for task in config.mixture.tasks() {
+        for (view_idx, view) in task.views().iter().enumerate() {
+            for (stream, n_tokens) in tokens_by_stream(view, &patching) {
+                let call = format!("task `{}`, view {view_idx}, {stream}", task.name());
+                model.check_capacity(&call, view.n(), n_tokens)?;
+            }
+        }
+    }
+    Ok(model)
+}
+
+/// Tokens of one example in each call of the encoder, after DropToken.
+fn tokens_by_stream(view: &View, patching: &Patching) -> Vec<(Stream, usize)> {
+    let count = |resolution: Resolution| resolution.n_tokens(patching).unwrap_or(0);
+    let vision = view.vision().map(|r| (Stream::Vision, n_kept(count(r), view.drop_rate())));
+    let audio = view.audio().map(|r| (Stream::Spectrogram, n_kept(count(r), view.drop_rate())));
+    let text = view.text().map(|r| (Stream::Text, count(r)));
+    [vision, audio, text].into_iter().flatten().collect()
 }
 
 /// The tokenizer that all corpora of a run share; the loader has refused a mixture where they differ.

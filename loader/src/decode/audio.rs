@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use imp_schemas::media::Waveform;
-use rubato::audioadapter_buffers::direct::InterleavedSlice;
+use rubato::audioadapter_buffers::direct::SequentialSliceOfVecs;
 use rubato::{Fft, FixedSync, Resampler, WindowFunction};
 
 use super::log_mel::{LogMel, MelTables};
@@ -57,7 +57,9 @@ impl Sounds {
         let failed = failed(waveform.sampling_rate);
         let resampler = self.resampler(waveform.sampling_rate)?;
         let n = waveform.samples.len();
-        let input = InterleavedSlice::new(&waveform.samples, 1, n).map_err(|e| failed(&e))?;
+        // Copied a block at a time; the interleaved form goes sample by sample.
+        let channels = std::slice::from_ref(&waveform.samples);
+        let input = SequentialSliceOfVecs::new(channels, 1, n).map_err(|e| failed(&e))?;
         Ok(resampler.process_all(&input, n, None).map_err(|e| failed(&e))?.take_data())
     }
 

@@ -93,6 +93,11 @@ fn read_here(bytes: &[u8], limits: &MediaLimits, keep: Keep) -> Result<(AudioMet
     if let Some(codec) = known_but(bytes) {
         return Err(unsupported(codec));
     }
+    if is_wav(bytes)
+        && let Some(pcm) = wav::Wav::of(bytes)?.pcm16()
+    {
+        return read_pcm16(&pcm, limits, keep);
+    }
     let tidied = tidied(bytes)?;
     let bytes = tidied.as_deref().unwrap_or(bytes);
     let mut format = open(bytes)?;
@@ -137,13 +142,36 @@ fn read_here(bytes: &[u8], limits: &MediaLimits, keep: Keep) -> Result<(AudioMet
     sound.finish(codec, n_claimed, bytes)
 }
 
+/// Samples of a block of [`read_pcm16`], per channel: one stays in the nearest cache.
+const PCM_BLOCK: usize = 2048;
+
+fn read_pcm16(pcm: &wav::Pcm16<'_>, limits: &MediaLimits, keep: Keep) -> Result<(AudioMeta, Waveform), MediaError> {
+    let mut at = match &keep {
+        Keep::Part(part) => part.start.min(pcm.n_samples() as u64) as usize,
+        Keep::All | Keep::None => 0,
+    };
+    let mut sound = Sound::new(limits, keep);
+    sound.pass_over(at as u64);
+    let mut interleaved = Vec::with_capacity(PCM_BLOCK * pcm.channels);
+    while at < pcm.n_samples() && !sound.has_enough() {
+        pcm.read(at, PCM_BLOCK, &mut interleaved);
+        sound.push(pcm.rate, pcm.channels, &interleaved)?;
+        at += PCM_BLOCK;
+    }
+    sound.finish("pcm_s16le", None, &[])
+}
+
+fn is_wav(bytes: &[u8]) -> bool {
+    matches!(bytes, [b'R', b'I', b'F', b'F', ..] | [b'R', b'F', b'6', b'4', ..])
+}
+
 pub(super) const NO_SOUND: &str = "none (the file has no sound track)";
 
 /// What symphonia would refuse or read wrongly, written as it reads it; `None` for a file that is right as it stands.
 fn tidied(bytes: &[u8]) -> Result<Option<Vec<u8>>, MediaError> {
     Ok(match bytes {
-        [b'R', b'I', b'F', b'F', ..] | [b'R', b'F', b'6', b'4', ..] => Some(wav::tidy(bytes)?),
-        [b'.', b's', b'n', b'd', ..] => Some(wav::tidy(&au::to_wav(bytes)?)?),
+        _ if is_wav(bytes) => Some(wav::Wav::of(bytes)?.tidied()?),
+        [b'.', b's', b'n', b'd', ..] => Some(wav::Wav::of(&au::to_wav(bytes)?)?.tidied()?),
         [b'f', b'L', b'a', b'C', ..] => flac::tidy(bytes),
         _ => None,
     })

@@ -8,7 +8,7 @@ use imp_schemas::modality::Modality;
 use imp_schemas::resolution::Patching;
 use serde::{Deserialize, Serialize};
 
-use crate::model::ModelError;
+use crate::model::{ExpertsConfig, ModelError, RawExperts};
 
 /// A kind of token sequence. Image and video share one: an image is a clip of equal frames.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -87,9 +87,8 @@ pub struct RawModel {
     pub heads: Option<usize>,
     /// Width of the common spaces; absent: the release's 1024 beside a preset, else the width.
     pub common_width: Option<usize>,
-    /// LayerNorm of queries and keys per head; the release has it in sparse models only.
-    #[serde(default)]
-    pub qk_norm: bool,
+    /// LayerNorm of queries and keys per head; absent: in models with experts only, as in the release.
+    pub qk_norm: Option<bool>,
     #[serde(default)]
     pub qkv_init: QkvInit,
     /// Lengths of the position tables for time, row, column.
@@ -101,9 +100,8 @@ pub struct RawModel {
     /// Longest sentence, tokens.
     #[serde(default = "RawModel::release_text_table")]
     pub text_table: usize,
-    /// First temperature of every pair.
-    #[serde(default = "RawModel::release_temperature")]
-    pub temperature: f64,
+    /// First temperature of every pair; absent: the release's 0.2, or 1 in a model with experts.
+    pub temperature: Option<f64>,
     /// Standard deviation of the first text embeddings; absent: the release's `1 / sqrt(width)`. Positions are normalised to
     /// 1 before they are added, so that small runs, which never get far from their first weights, read words sooner at 1.
     pub text_embedding_std: Option<f64>,
@@ -111,6 +109,8 @@ pub struct RawModel {
     /// with a mean near -6 that every token then has to itself.
     #[serde(default = "RawModel::release_log_mel")]
     pub log_mel_mean_std: [f32; 2],
+    /// Experts in place of some blocks' feed-forwards; absent: a dense model.
+    pub experts: Option<RawExperts>,
 }
 
 impl RawModel {
@@ -130,10 +130,6 @@ impl RawModel {
         [0.0, 1.0]
     }
 
-    fn release_temperature() -> f64 {
-        0.2
-    }
-
     /// The published encoder of that size, everything else as released.
     pub fn preset(preset: Preset) -> Self {
         Self {
@@ -143,14 +139,15 @@ impl RawModel {
             ffn_width: None,
             heads: None,
             common_width: None,
-            qk_norm: false,
+            qk_norm: None,
             qkv_init: QkvInit::Release,
             vision_table: Self::release_vision_table(),
             spectrogram_table: Self::release_spectrogram_table(),
             text_table: Self::release_text_table(),
-            temperature: Self::release_temperature(),
+            temperature: None,
             text_embedding_std: None,
             log_mel_mean_std: Self::release_log_mel(),
+            experts: None,
         }
     }
 }
@@ -171,6 +168,7 @@ pub struct ModelConfig {
     pub(super) temperature: f64,
     pub(super) text_embedding_std: f64,
     pub(super) log_mel_mean_std: [f32; 2],
+    pub(super) experts: Option<ExpertsConfig>,
     pub(super) vocab_size: usize,
     pub(super) patching: Patching,
     pub(super) pairs: Vec<(Stream, Stream)>,
@@ -202,8 +200,11 @@ impl ModelConfig {
             hold(!lens.contains(&0), key, format!("{lens:?}"), || "lengths of at least 1".to_owned())?;
         }
         hold(raw.text_table > 0, "text_table", raw.text_table, || "at least 1".to_owned())?;
-        let warm = raw.temperature.is_finite() && raw.temperature > 0.0;
-        hold(warm, "temperature", raw.temperature, || "above 0: relu has no gradient below".to_owned())?;
+        let experts = raw.experts.as_ref().map(|raw| ExpertsConfig::check(raw, depth)).transpose()?;
+        let usual = if experts.is_some() { RELEASE_SPARSE_TEMPERATURE } else { RELEASE_TEMPERATURE };
+        let temperature = raw.temperature.unwrap_or(usual);
+        let warm = temperature.is_finite() && temperature > 0.0;
+        hold(warm, "temperature", temperature, || "above 0: relu has no gradient below".to_owned())?;
         let text_embedding_std = raw.text_embedding_std.unwrap_or(1.0 / (width as f64).sqrt());
         let spread = text_embedding_std.is_finite() && text_embedding_std > 0.0;
         hold(spread, "text_embedding_std", text_embedding_std, || "above 0".to_owned())?;
@@ -234,14 +235,15 @@ impl ModelConfig {
             ffn_width,
             heads,
             common_width,
-            qk_norm: raw.qk_norm,
+            qk_norm: raw.qk_norm.unwrap_or(experts.is_some()),
             qkv_init: raw.qkv_init,
             vision_table: raw.vision_table,
             spectrogram_table: raw.spectrogram_table,
             text_table: raw.text_table,
-            temperature: raw.temperature,
+            temperature,
             text_embedding_std,
             log_mel_mean_std: raw.log_mel_mean_std,
+            experts,
             vocab_size,
             patching,
             pairs: unordered,
@@ -266,6 +268,11 @@ impl ModelConfig {
 
     pub fn width(&self) -> usize {
         self.width
+    }
+
+    /// `None` for a dense model.
+    pub fn experts(&self) -> Option<&ExpertsConfig> {
+        self.experts.as_ref()
     }
 
     pub fn ffn_width(&self) -> usize {
@@ -312,13 +319,22 @@ impl ModelConfig {
         streams
     }
 
-    /// Multiply-adds times two of one example's forward pass through the encoder, `n_tokens` long; training costs three.
+    /// Multiply-adds times two of one example's forward pass through the encoder, `n_tokens` long; training costs three. Of experts
+    /// it counts those that a token meets on average.
     pub fn encoder_flops(&self, n_tokens: usize) -> f64 {
         let (d, f, n) = (self.width as f64, self.ffn_width as f64, n_tokens as f64);
-        self.depth as f64 * n * (8.0 * d * d + 4.0 * d * f + 4.0 * n * d)
+        let dense = self.depth as f64 * n * (8.0 * d * d + 4.0 * d * f + 4.0 * n * d);
+        let more = self.experts.as_ref().map_or(0.0, |experts| {
+            let ffns = experts.ffns_per_token() - 1.0;
+            experts.n_blocks() as f64 * n * (ffns * 4.0 * d * f + 2.0 * d * experts.n() as f64)
+        });
+        dense + more
     }
 }
 
+const RELEASE_TEMPERATURE: f64 = 0.2;
+/// A softer start, to survive the warm-up.
+const RELEASE_SPARSE_TEMPERATURE: f64 = 1.0;
 /// Width of the release's common spaces.
 const RELEASE_COMMON_WIDTH: usize = 1024;
 
@@ -340,7 +356,7 @@ fn size(key: &'static str, found: Option<usize>, default: Option<usize>) -> Resu
     }
 }
 
-fn hold(
+pub(super) fn hold(
     holds: bool,
     key: &'static str,
     found: impl std::fmt::Display,

@@ -5,22 +5,54 @@
 use dfdx::prelude::{HasShape, ReshapeTo, Tape};
 use imp_schemas::batch::{AudioBatch, TextBatch, VisionBatch};
 
+use super::experts::Purpose;
 use super::parameters::layer_name;
-use super::{Imp, ModelError, Stream, device};
-use crate::ops::{Backend, Block, Flat, InputGrad, Linear, Mask, Norm, Rows, Tokens};
+use super::{Imp, ModelConfig, ModelError, Stream, device};
+use crate::ops::{
+    Backend, Block, Experts, FeedForward, Flat, InputGrad, Linear, Mask, Norm, Routing, RoutingStats, Rows, Scalar,
+    Tokens,
+};
+
+/// What the encoder is called for, and what its routers say besides.
+pub(super) struct Call<D: Backend> {
+    /// How tokens find experts; `None` for a dense model.
+    pub routing: Option<Routing>,
+    /// Weighted, to be added to the objective; their tapes are those of the tokens.
+    pub router_losses: Vec<Scalar<D>>,
+    pub stats: Vec<RoutingStats>,
+}
+
+impl<D: Backend> Call<D> {
+    pub fn new(config: &ModelConfig, purpose: Purpose) -> Self {
+        let routing = config.experts.as_ref().map(|experts| experts.routing(purpose));
+        Self { routing, router_losses: Vec::new(), stats: Vec::new() }
+    }
+}
 
 impl<D: Backend> Imp<D> {
-    pub(super) fn pooled_vision<T: Tape<f32, D>>(&self, batch: &VisionBatch) -> Result<Rows<D, T>, ModelError> {
-        self.pooled(Stream::Vision, self.embed_tubes(batch)?, None)
+    pub(super) fn pooled_vision<T: Tape<f32, D>>(
+        &self,
+        batch: &VisionBatch,
+        call: &mut Call<D>,
+    ) -> Result<Rows<D, T>, ModelError> {
+        self.pooled(Stream::Vision, self.embed_tubes(batch)?, None, call)
     }
 
-    pub(super) fn pooled_audio<T: Tape<f32, D>>(&self, batch: &AudioBatch) -> Result<Rows<D, T>, ModelError> {
-        self.pooled(Stream::Spectrogram, self.embed_spectrograms(batch)?, None)
+    pub(super) fn pooled_audio<T: Tape<f32, D>>(
+        &self,
+        batch: &AudioBatch,
+        call: &mut Call<D>,
+    ) -> Result<Rows<D, T>, ModelError> {
+        self.pooled(Stream::Spectrogram, self.embed_spectrograms(batch)?, None, call)
     }
 
-    pub(super) fn pooled_text<T: Tape<f32, D>>(&self, batch: &TextBatch) -> Result<Rows<D, T>, ModelError> {
+    pub(super) fn pooled_text<T: Tape<f32, D>>(
+        &self,
+        batch: &TextBatch,
+        call: &mut Call<D>,
+    ) -> Result<Rows<D, T>, ModelError> {
         let (tokens, mask) = self.embed_sentences(batch)?;
-        self.pooled(Stream::Text, tokens, Some(&mask))
+        self.pooled(Stream::Text, tokens, Some(&mask), call)
     }
 
     fn pooled<T: Tape<f32, D>>(
@@ -28,8 +60,9 @@ impl<D: Backend> Imp<D> {
         stream: Stream,
         tokens: Tokens<D, T>,
         mask: Option<&Mask>,
+        call: &mut Call<D>,
     ) -> Result<Rows<D, T>, ModelError> {
-        let encoded = self.encode(tokens, mask)?;
+        let encoded = self.encode(tokens, mask, call)?;
         self.pool(stream, encoded, mask)
     }
 
@@ -38,9 +71,24 @@ impl<D: Backend> Imp<D> {
         &self,
         tokens: Tokens<D, T>,
         mask: Option<&Mask>,
+        call: &mut Call<D>,
     ) -> Result<Tokens<D, T>, ModelError> {
-        let layers = (0..self.config.depth).map(|i| self.block(i)).collect::<Result<Vec<_>, _>>()?;
-        let x = D::blocks(tokens, mask, &layers, self.config.heads).map_err(device)?;
+        let (mut x, mut run) = (tokens, Vec::new());
+        for i in 0..self.config.depth {
+            let routing = call.routing.filter(|_| self.config.is_sparse(i));
+            run.push(self.block(i, routing.is_none())?);
+            // Blocks up to the next experts are one crossing, and so is what is behind the last.
+            if routing.is_some() || i + 1 == self.config.depth {
+                x = D::blocks(x, mask, &run, self.config.heads).map_err(device)?;
+                run.clear();
+            }
+            if let Some(routing) = routing {
+                let routed = D::experts(x, &self.experts(i)?, &routing).map_err(device)?;
+                x = routed.tokens;
+                call.router_losses.push(routed.router_loss);
+                call.stats.push(routed.stats);
+            }
+        }
         let shape @ (n, n_tokens, width) = *x.shape();
         let rows = x.try_reshape_like(&(n * n_tokens, width)).map_err(device)?;
         let norm = self.norm("encoder/final_norm", true)?;
@@ -60,11 +108,29 @@ impl<D: Backend> Imp<D> {
         D::linear(pooled, &post).map_err(device)
     }
 
-    fn block(&self, i: usize) -> Result<Block<D>, ModelError> {
+    fn experts(&self, i: usize) -> Result<Experts<D>, ModelError> {
+        let flat = |name: &str| self.flat(&format!("{}/{name}", layer_name(i))).cloned();
+        Ok(Experts {
+            norm: Some(flat("norm_ffn/scale")?),
+            router: flat("moe/router/kernel")?,
+            wi: flat("moe/experts/wi/kernel")?,
+            wo: flat("moe/experts/wo/kernel")?,
+        })
+    }
+
+    fn block(&self, i: usize, dense: bool) -> Result<Block<D>, ModelError> {
         let layer = layer_name(i);
         let flat = |name: &str| self.flat(&format!("{layer}/{name}")).cloned();
         let qk_norm = match self.config.qk_norm {
             true => Some((flat("attn/q_norm/scale")?, flat("attn/k_norm/scale")?)),
+            false => None,
+        };
+        let ffn = match dense {
+            true => Some(FeedForward {
+                norm: flat("norm_ffn/scale")?,
+                wi: flat("ffn/wi/kernel")?,
+                wo: flat("ffn/wo/kernel")?,
+            }),
             false => None,
         };
         Ok(Block {
@@ -74,9 +140,7 @@ impl<D: Backend> Imp<D> {
             v: flat("attn/v/kernel")?,
             o: flat("attn/o/kernel")?,
             qk_norm,
-            norm_ffn: flat("norm_ffn/scale")?,
-            wi: flat("ffn/wi/kernel")?,
-            wo: flat("ffn/wo/kernel")?,
+            ffn,
         })
     }
 

@@ -1,17 +1,16 @@
-//! The reference numbers, dense parts: everything that `moe` and `logmel` do not cover.
+//! The reference numbers: all files but `logmel` and `image`, which are the loader's.
 //!
 //! In: the folder named by `IMP_GOLDEN`, else the repository's copy. Every shape and setting is read from the files, so the
-//! tests also run on sets of other shapes. Not covered here: `logmel`, `image` (the loader's), `moe`, and of the step files
-//! what lies behind the first block with experts (that block, the z-loss, parameter gradients and `after/…`).
+//! tests also run on sets of other shapes.
 
 use dfdx::prelude::{Backward, Cpu, Gradients, HasShape, OwnedTape, ReshapeTo, SumTo, TensorFromVec, TryMul};
 use imp_schemas::resolution::{Patching, Resolution, n_kept};
-use imp_schemas::rng::{Role, rng_for};
 use testkit::golden::{Golden, folder};
 
+use super::tests::tiny;
 use super::*;
 use crate::objective;
-use crate::ops::{self, Backend, Block, Flat, Linear, Mask, Norm, Positions, nce};
+use crate::ops::{self, Backend, Block, FeedForward, Flat, Linear, Mask, Norm, Positions, nce};
 use crate::optim::{AdamW, AdamWSettings};
 use crate::schedule::{RawSchedule, Schedule};
 
@@ -61,11 +60,13 @@ macro_rules! gradients_of {
     }};
 }
 
+mod experts;
+mod step;
+
 fn block(golden: &Golden, at: &str, qk_norm: bool) -> Block<Cpu> {
     let get = |name: &str| {
         let name = format!("{at}/{name}");
-        // The attention files have no LayerNorms and no feed-forward: unused there.
-        if golden.has(&name) { flat(golden, &name) } else { Cpu::default().tensor_from_vec(vec![0.0], (1,)) }
+        flat(golden, &name)
     };
     Block {
         norm_sa: get("norm_sa/scale"),
@@ -74,21 +75,23 @@ fn block(golden: &Golden, at: &str, qk_norm: bool) -> Block<Cpu> {
         v: get("attn/v/kernel"),
         o: get("attn/o/kernel"),
         qk_norm: qk_norm.then(|| (get("attn/q_norm/scale"), get("attn/k_norm/scale"))),
-        norm_ffn: get("norm_ffn/scale"),
-        wi: get("ffn/wi/kernel"),
-        wo: get("ffn/wo/kernel"),
+        ffn: golden.has(&format!("{at}/ffn/wi/kernel")).then(|| FeedForward {
+            norm: get("norm_ffn/scale"),
+            wi: get("ffn/wi/kernel"),
+            wo: get("ffn/wo/kernel"),
+        }),
     }
 }
 
-fn check_block(golden: &Golden, at: &str, block: &Block<Cpu>, grads: &Gradients<f32, Cpu>, ffn: bool) {
+fn check_block(golden: &Golden, at: &str, block: &Block<Cpu>, grads: &Gradients<f32, Cpu>) {
     let mut parts = vec![("attn/q/kernel", &block.q), ("attn/k/kernel", &block.k), ("attn/v/kernel", &block.v)];
     parts.push(("attn/o/kernel", &block.o));
     if let Some((q, k)) = &block.qk_norm {
         parts.extend([("attn/q_norm/scale", q), ("attn/k_norm/scale", k)]);
     }
-    if ffn {
-        parts.extend([("norm_sa/scale", &block.norm_sa), ("norm_ffn/scale", &block.norm_ffn)]);
-        parts.extend([("ffn/wi/kernel", &block.wi), ("ffn/wo/kernel", &block.wo)]);
+    parts.push(("norm_sa/scale", &block.norm_sa));
+    if let Some(ffn) = &block.ffn {
+        parts.extend([("norm_ffn/scale", &ffn.norm), ("ffn/wi/kernel", &ffn.wi), ("ffn/wo/kernel", &ffn.wo)]);
     }
     for (name, tensor) in parts {
         check(golden, &format!("{at}/{name}"), &grads.get(tensor).as_vec());
@@ -133,17 +136,15 @@ fn attention_is_the_references_also_in_fully_masked_rows() {
         let qk_norm = setting(&golden, &at("cfg/qk_norm")) != 0.0;
         let x = tokens(&golden, &at("x"));
         let get = |name: &str| flat(&golden, &at(&format!("param/{name}")));
-        let none = || Cpu::default().tensor_from_vec(vec![0.0], (1,));
         let layer = Block {
-            norm_sa: none(),
+            // Not read: attention alone has no LayerNorm.
+            norm_sa: Cpu::default().tensor_from_vec(vec![0.0], (1,)),
             q: get("q/kernel"),
             k: get("k/kernel"),
             v: get("v/kernel"),
             o: get("o/kernel"),
             qk_norm: qk_norm.then(|| (get("q_norm/scale"), get("k_norm/scale"))),
-            norm_ffn: none(),
-            wi: none(),
-            wo: none(),
+            ffn: None,
         };
         let mask = mask(&golden, &at("mask"));
         type Form = fn(
@@ -212,7 +213,7 @@ fn blocks_final_norm_and_pooling_are_the_references() {
         };
         check(&golden, &at("grad/x"), &grads.get(&x).as_vec());
         for (i, layer) in layers.iter().enumerate() {
-            check_block(&golden, &name("grad", i), layer, &grads, true);
+            check_block(&golden, &name("grad", i), layer, &grads);
         }
     }
 }
@@ -465,23 +466,6 @@ fn bare(parameters: Vec<(String, Vec<usize>, Vec<f32>)>) -> Imp<Cpu> {
     Imp { config: tiny(), dev, parameters, index }
 }
 
-fn tiny() -> ModelConfig {
-    let raw = RawModel {
-        depth: Some(2),
-        width: Some(32),
-        heads: Some(4),
-        ffn_width: Some(48),
-        common_width: Some(24),
-        vision_table: [2, 4, 4],
-        spectrogram_table: [4, 4],
-        text_table: 8,
-        ..RawModel::preset(Preset::S)
-    };
-    let patching = Patching { tube: [2, 8, 8], spectrogram: [16, 16] };
-    let classifiers = vec![Classifier { corpus: "digits".into(), stream: Stream::Vision, n_classes: 5 }];
-    ModelConfig::check(raw, 50, patching, vec![(Stream::Text, Stream::Vision)], classifiers).unwrap()
-}
-
 #[test]
 fn ten_updates_are_the_references() {
     let golden = read("adamw");
@@ -554,92 +538,6 @@ fn rates_are_the_references() {
     }
 }
 
-/// The model of a step file, with a dense stand-in where the file has experts; its parameters are loaded by name.
-fn model_of_step(golden: &Golden) -> Imp<Cpu> {
-    let shape = |name: &str| golden.tensor(&format!("param/{name}")).unwrap().shape.clone();
-    let cfg = |name: &str| golden.i32s(&format!("cfg/{name}")).unwrap().to_vec();
-    let sizes = |name: &str| [0, 1, 2].map(|i| cfg(name)[i] as usize);
-    let raw = RawModel {
-        preset: None,
-        depth: Some((cfg("n_layers")[0] - cfg("n_moe_layers")[0]) as usize),
-        width: Some(shape("vision/pre/kernel")[0]),
-        ffn_width: Some(shape("encoder/layer_0/ffn/wi/kernel")[1]),
-        heads: Some(cfg("n_heads")[0] as usize),
-        common_width: Some(shape("vision/to_text/wo/kernel")[1]),
-        qk_norm: true,
-        vision_table: sizes("table"),
-        text_table: shape("text/pos_t/embedding")[0],
-        ..RawModel::preset(Preset::S)
-    };
-    let patching = Patching { tube: sizes("tube"), spectrogram: [16, 16] };
-    let vocab = shape("text/embed/embedding")[0];
-    let config = ModelConfig::check(raw, vocab, patching, vec![(Stream::Vision, Stream::Text)], Vec::new()).unwrap();
-    let mut model = Imp::new(&config, 1, &Cpu::default()).unwrap();
-    for name in model.names() {
-        let from = if name.starts_with("temperature/") { "temperature" } else { &name };
-        let values = golden.f32s(&format!("param/{from}")).unwrap();
-        model.load(&name, &golden.tensor(&format!("param/{from}")).unwrap().shape, values).unwrap();
-    }
-    model
-}
-
-#[test]
-fn a_whole_step_is_the_references_wherever_it_is_dense() {
-    for file in ["step_nopad", "step_pad"] {
-        let golden = read(file);
-        let model = model_of_step(&golden);
-        let depth = model.config.depth;
-        let shape = golden.tensor("pixels").unwrap().shape.clone();
-        let resolution = Resolution::Video { frames: shape[1], height: shape[2], width: shape[3] };
-        let plain: fn(&[f32], &mut [f32]) = |from, to| to.copy_from_slice(from);
-        let tokens_of =
-            |patching| patches::cut_tubes(resolution, golden.f32s("pixels").unwrap(), None, patching, plain);
-        let vision = || tokens_of(&model.config.patching).unwrap();
-        let text =
-            TextBatch { n_tokens: golden.tensor("ids").unwrap().shape[1], ids: golden.i32s("ids").unwrap().to_vec() };
-        let (vision_in, vision_embedded) = model.embed_patches_twice(Stream::Vision, vision());
-        check(&golden, "vision/embedded", &vision_embedded);
-        check(&golden, "vision/encoder_in", &vision_in.as_vec());
-        let (text_in, mask) = model.embed_sentences::<NoneTape>(&text).unwrap();
-        check(&golden, "text/encoder_in", &text_in.as_vec());
-        let want: Vec<bool> = golden.i32s("mask").unwrap().iter().map(|&m| m != 0).collect();
-        assert_eq!(mask.valid, want);
-        for (name, tokens, mask) in [("vision", vision_in, None), ("text", text_in, Some(&mask))] {
-            for i in 0..depth {
-                let layers: Vec<_> =
-                    (0..=i).map(|i| block(&golden, &format!("param/encoder/layer_{i}"), true)).collect();
-                let h = Cpu::blocks(tokens.clone(), mask, &layers, model.config.heads).unwrap();
-                check(&golden, &format!("{name}/layer_{i}"), &h.as_vec());
-            }
-        }
-        let mut common = Vec::new();
-        for (stream, target, mask) in
-            [(Stream::Vision, Stream::Text, None), (Stream::Text, Stream::Vision, Some(&mask))]
-        {
-            // From the last block on the file is dense again: final LayerNorm, pooling, head, loss.
-            let last = golden.i32s("cfg/n_layers").unwrap()[0] - 1;
-            let x = tokens(&golden, &format!("{stream}/layer_{last}"));
-            let shape @ (n, t, d) = *x.shape();
-            let norm = model.norm("encoder/final_norm", true).unwrap();
-            let encoded = Cpu::layer_norm(x.reshape_like(&(n * t, d)), &norm).unwrap().reshape_like(&shape);
-            check(&golden, &format!("{stream}/encoder_out"), &encoded.as_vec());
-            let pooled = model.pool(stream, encoded, mask).unwrap();
-            check(&golden, &format!("{stream}/pooled"), &pooled.as_vec());
-            let vectors = model.common(pooled, stream, target).unwrap();
-            check(&golden, &format!("{stream}/common"), &vectors.as_vec());
-            common.push(vectors);
-        }
-        let (n, d) = *common[0].shape();
-        let p = golden.f32s("param/temperature").unwrap()[0];
-        let got = nce::on_host(&common[0].as_vec(), &common[1].as_vec(), p, (n, 1, 1, d), [0.5; 2]);
-        check(&golden, "sim", &got.similarity);
-        check(&golden, "loss_vision_text", &got.losses[..1]);
-        check(&golden, "loss_text_vision", &got.losses[1..]);
-        check(&golden, "loss_nce", &[(got.losses[0] + got.losses[1]) / 2.0]);
-        check(&golden, "grad/temperature", &[got.d_temperature]);
-    }
-}
-
 impl Imp<Cpu> {
     /// What enters the encoder, and what it was before the stream's projection.
     fn embed_patches_twice(&self, stream: Stream, tokens: HostTokens) -> (ops::Tokens<Cpu>, Vec<f32>) {
@@ -653,115 +551,4 @@ impl Imp<Cpu> {
         let embedded = self.add_positions(stream, x, &positions).unwrap().as_vec();
         (self.embed_patches(stream, tokens, None).unwrap(), embedded)
     }
-}
-
-/// A made-up batch that `tiny()` takes, with drop and padding.
-fn batch(seed: u64, n: usize) -> Batch {
-    let mut rng = rng_for(seed, Role::Synth, &[9]);
-    let mut below = |n: u64| rng.below(n);
-    let resolution = Resolution::Video { frames: 4, height: 32, width: 32 };
-    let vision = VisionBatch {
-        resolution,
-        pixels: (0..n * 4 * 32 * 32 * 3).map(|_| below(256) as u8).collect(),
-        kept: Some((0..n).flat_map(|_| (0..32u32).filter(|k| k % 2 == 0)).collect()),
-    };
-    let ids = (0..n * 8).map(|i| if i % 8 > 4 { 0 } else { below(49) as i32 + 1 }).collect();
-    let labels = (0..n).map(|_| below(5) as u32).collect();
-    let examples = (0..n as u64).map(|row| imp_schemas::batch::ExampleId { corpus_idx: 0, row, epoch: 0 }).collect();
-    let text = TextBatch { n_tokens: 8, ids };
-    Batch {
-        step: 0,
-        task_idx: 0,
-        view_idx: 0,
-        examples,
-        vision: Some(vision),
-        audio: None,
-        text: Some(text),
-        labels: Some(labels),
-    }
-}
-
-#[test]
-fn two_runs_of_one_seed_have_equal_losses_to_the_last_bit() {
-    let run = || {
-        let mut model = Imp::new(&tiny(), 3, &Cpu::default()).unwrap();
-        let mut optimizer = AdamW::new(&model, AdamWSettings::default()).unwrap();
-        let mut losses = Vec::new();
-        for step in 0..6 {
-            let objective = if step % 2 == 0 { Objective::Nce } else { Objective::Softmax };
-            let (loss, grads) = model.loss(objective, "digits", &batch(step, 10)).unwrap();
-            assert!((loss - model.loss_value(objective, "digits", &batch(step, 10)).unwrap()).abs() < 1e-6);
-            optimizer.step(&mut model, grads, 1e-2).unwrap();
-            losses.push(loss.to_bits());
-        }
-        let last = model.tensor("encoder/layer_1/ffn/wo/kernel").unwrap().1;
-        (losses, last.iter().map(|v| v.to_bits()).collect::<Vec<u32>>())
-    };
-    assert_eq!(run(), run());
-}
-
-#[test]
-fn the_whole_models_gradient_is_the_slope_of_its_loss() {
-    let mut model = Imp::new(&tiny(), 11, &Cpu::default()).unwrap();
-    for objective in [Objective::Nce, Objective::Softmax] {
-        let batch = batch(5, 6);
-        let grads = model.loss(objective, "digits", &batch).unwrap().1;
-        let mut rng = rng_for(1, Role::Synth, &[]);
-        for name in model.names() {
-            let i = model.index[&name];
-            let (shape, values) = model.tensor(&name).unwrap();
-            let mut taken = grads.0.clone();
-            let gradient = taken.get_or_alloc_mut(&model.parameters[i].tensor).unwrap().to_vec();
-            // Along a random direction, scaled so that the loss changes by far more than f32 rounds.
-            let direction: Vec<f32> = values.iter().map(|_| rng.normal() as f32).collect();
-            let length = direction.iter().map(|d| d * d).sum::<f32>().sqrt();
-            let step = 1e-2 / length;
-            let mut at = |by: f32| {
-                let moved: Vec<f32> = values.iter().zip(&direction).map(|(v, d)| v + by * d).collect();
-                model.load(&name, &shape, &moved).unwrap();
-                f64::from(model.loss_value(objective, "digits", &batch).unwrap())
-            };
-            let slope = (at(step) - at(-step)) / f64::from(2.0 * step);
-            at(0.0);
-            let want: f64 = gradient.iter().zip(&direction).map(|(g, d)| f64::from(g * d)).sum();
-            // Central differences err by the square of the step; 3 % of the gradient's length covers it on these sizes.
-            let size = f64::from(gradient.iter().map(|g| g * g).sum::<f32>().sqrt());
-            assert!((slope - want).abs() <= 0.03 * size + 2e-4 * f64::from(length), "{name}: {slope} {want} {size}");
-        }
-    }
-}
-
-#[test]
-fn a_parameter_of_the_wrong_name_or_shape_is_refused_by_name() {
-    let mut model = Imp::new(&tiny(), 1, &Cpu::default()).unwrap();
-    let message = model.load("vision/pre/kernal", &[1], &[0.0]).unwrap_err().to_string();
-    assert!(
-        message.contains("no parameter `vision/pre/kernal`") && message.contains("`vision/pre/kernel`"),
-        "{message}"
-    );
-    let message = model.load("vision/pre/bias", &[31], &[0.0; 31]).unwrap_err().to_string();
-    assert!(message.contains("shape [31], the model wants [32]"), "{message}");
-    let text = TextBatch { n_tokens: 2, ids: vec![1, 50] };
-    let message = model.embed_text(&text, Stream::Vision).unwrap_err().to_string();
-    assert!(message.contains("token id 50 is out of range, must be below 50"), "{message}");
-    let message =
-        model.embed_text(&TextBatch { n_tokens: 1, ids: vec![1] }, Stream::Spectrogram).unwrap_err().to_string();
-    assert!(message.contains("no head from text to spectrogram"), "{message}");
-}
-
-#[test]
-fn embeddings_have_length_one_and_do_not_depend_on_their_neighbours() {
-    let model = Imp::new(&tiny(), 1, &Cpu::default()).unwrap();
-    let all = batch(2, 7);
-    let vision = all.vision.unwrap();
-    let together = model.embed_vision(&vision, Stream::Text).unwrap();
-    let width = model.config().common_width();
-    for row in together.chunks_exact(width) {
-        assert!((ops::simd::sum_of_squares(row) - 1.0).abs() < 1e-4);
-    }
-    let per = vision.pixels.len() / 7;
-    let kept = vision.kept.as_ref().map(|k| k[..k.len() / 7].to_vec());
-    let alone = VisionBatch { pixels: vision.pixels[..per].to_vec(), kept, ..vision.clone() };
-    let alone = model.embed_vision(&alone, Stream::Text).unwrap();
-    assert!(alone.iter().zip(&together).all(|(a, b)| (a - b).abs() < 1e-5));
 }

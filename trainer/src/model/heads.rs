@@ -3,44 +3,50 @@
 //! In: feature vectors of a stream. Out: vectors of a common space, logits of one corpus. Never: a head that the step does not
 //! need: only the pairs of the batch's streams and the classifier of its corpus are computed.
 
-use dfdx::prelude::{NoneTape, Tape};
+use dfdx::prelude::{NoneTape, Tape, TryAdd};
 use imp_schemas::batch::Batch;
 use imp_schemas::task::Objective;
 
+use super::encoder::Call;
 use super::parameters::{classifier_name, head_name, temperature_name};
 use super::{Imp, ModelError, Stream, device};
 use crate::objective;
 use crate::ops::{Backend, InputGrad, Rows, Scalar};
 
 impl<D: Backend> Imp<D> {
-    /// The loss of a batch, on a tape of the caller's choice.
+    /// The loss of a batch, on a tape of the caller's choice: the objective, and what the routers add to it.
     pub(super) fn objective<T: Tape<f32, D>>(
         &self,
         objective: Objective,
         corpus: &str,
         batch: &Batch,
+        call: &mut Call<D>,
     ) -> Result<Scalar<D, T>, ModelError> {
-        match objective {
-            Objective::Nce => self.nce(batch),
-            Objective::Softmax => self.softmax(corpus, batch),
+        let mut loss = match objective {
+            Objective::Nce => self.nce(batch, call),
+            Objective::Softmax => self.softmax(corpus, batch, call),
+        }?;
+        for router_loss in call.router_losses.drain(..) {
+            loss = loss.try_add(router_loss).map_err(device)?;
         }
+        Ok(loss)
     }
 
     /// Mean of the pair losses over every pair of the batch's streams that the model has.
-    fn nce<T: Tape<f32, D>>(&self, batch: &Batch) -> Result<Scalar<D, T>, ModelError> {
+    fn nce<T: Tape<f32, D>>(&self, batch: &Batch, call: &mut Call<D>) -> Result<Scalar<D, T>, ModelError> {
         let mut pooled: Vec<(Stream, Rows<D>, T)> = Vec::new();
         let mut add = |stream, rows: Rows<D, T>| {
             let (rows, tape) = dfdx::prelude::SplitTape::split_tape(rows);
             pooled.push((stream, rows, tape));
         };
         if let Some(vision) = &batch.vision {
-            add(Stream::Vision, self.pooled_vision(vision)?);
+            add(Stream::Vision, self.pooled_vision(vision, call)?);
         }
         if let Some(audio) = &batch.audio {
-            add(Stream::Spectrogram, self.pooled_audio(audio)?);
+            add(Stream::Spectrogram, self.pooled_audio(audio, call)?);
         }
         if let Some(text) = &batch.text {
-            add(Stream::Text, self.pooled_text(text)?);
+            add(Stream::Text, self.pooled_text(text, call)?);
         }
         let mut pairs = Vec::new();
         let mut tape = T::default();
@@ -63,7 +69,12 @@ impl<D: Backend> Imp<D> {
         objective::nce::mean_over_pairs(pairs, tape)
     }
 
-    fn softmax<T: Tape<f32, D>>(&self, corpus: &str, batch: &Batch) -> Result<Scalar<D, T>, ModelError> {
+    fn softmax<T: Tape<f32, D>>(
+        &self,
+        corpus: &str,
+        batch: &Batch,
+        call: &mut Call<D>,
+    ) -> Result<Scalar<D, T>, ModelError> {
         let Some(classifier) = self.config.classifiers.iter().find(|c| c.corpus == corpus) else {
             let known: Vec<&str> = self.config.classifiers.iter().map(|c| c.corpus.as_str()).collect();
             let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
@@ -75,9 +86,9 @@ impl<D: Backend> Imp<D> {
             wanted: "the stream of the corpus's classifier",
         };
         let features = match (classifier.stream, &batch.vision, &batch.audio, &batch.text) {
-            (Stream::Vision, Some(vision), _, _) => self.pooled_vision(vision)?,
-            (Stream::Spectrogram, _, Some(audio), _) => self.pooled_audio(audio)?,
-            (Stream::Text, _, _, Some(text)) => self.pooled_text(text)?,
+            (Stream::Vision, Some(vision), _, _) => self.pooled_vision(vision, call)?,
+            (Stream::Spectrogram, _, Some(audio), _) => self.pooled_audio(audio, call)?,
+            (Stream::Text, _, _, Some(text)) => self.pooled_text(text, call)?,
             (stream, _, _, _) => return Err(missing(stream)),
         };
         let n_classes = classifier.n_classes;

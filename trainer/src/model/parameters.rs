@@ -36,6 +36,8 @@ enum Init {
 
 /// Standard deviation of a standard normal cut at ±2; LeCun's initialiser divides by it.
 const CUT_NORMAL_STD: f64 = 0.879_625_661_034_239_8;
+/// The release's.
+const ROUTER_STD: f64 = 0.02;
 
 impl ModelConfig {
     /// Everything that the model has, in the order of declaration.
@@ -106,8 +108,18 @@ impl ModelConfig {
                 list.norm(&format!("{layer}/attn/k_norm"), d / self.heads, false);
             }
             list.norm(&format!("{layer}/norm_ffn"), d, false);
-            list.push(format!("{layer}/ffn/wi/kernel"), &[d, f], Init::Lecun);
-            list.push(format!("{layer}/ffn/wo/kernel"), &[f, d], Init::Lecun);
+            match self.experts.as_ref().filter(|_| self.is_sparse(i)) {
+                Some(experts) => {
+                    let n = experts.n();
+                    list.push(format!("{layer}/moe/router/kernel"), &[d, n], Init::Normal(ROUTER_STD));
+                    list.push(format!("{layer}/moe/experts/wi/kernel"), &[n, d, f], Init::Lecun);
+                    list.push(format!("{layer}/moe/experts/wo/kernel"), &[n, f, d], Init::Lecun);
+                }
+                None => {
+                    list.push(format!("{layer}/ffn/wi/kernel"), &[d, f], Init::Lecun);
+                    list.push(format!("{layer}/ffn/wo/kernel"), &[f, d], Init::Lecun);
+                }
+            }
         }
         list.norm("encoder/final_norm", d, true);
     }
@@ -172,7 +184,9 @@ impl ParameterSpec {
             Init::Constant(value) => value as f32,
             Init::Normal(std) => (std * rng.normal()) as f32,
             Init::Lecun => {
-                let std = 1.0 / (self.shape[0] as f64).sqrt() / CUT_NORMAL_STD;
+                // Kernels are (in, out); those of experts stand one after the other.
+                let fan_in = self.shape[self.shape.len().saturating_sub(2)];
+                let std = 1.0 / (fan_in as f64).sqrt() / CUT_NORMAL_STD;
                 let mut z = rng.normal();
                 while z.abs() > 2.0 {
                     z = rng.normal();
@@ -197,7 +211,7 @@ mod tests {
     use imp_schemas::resolution::Patching;
 
     use super::*;
-    use crate::model::{Classifier, Preset, RawModel};
+    use crate::model::{Classifier, Preset, RawExperts, RawModel};
 
     fn config(raw: RawModel) -> ModelConfig {
         let pairs = vec![(Stream::Vision, Stream::Text), (Stream::Text, Stream::Vision)];
@@ -209,6 +223,24 @@ mod tests {
     fn the_published_encoders_have_the_published_sizes() {
         for (preset, want) in [(Preset::S, 21_243_648), (Preset::B, 84_954_624), (Preset::L, 302_041_088)] {
             assert_eq!(config(RawModel::preset(preset)).n_encoder_parameters(), want, "{preset:?}");
+        }
+    }
+
+    /// IMP.md section 4: totals of 509.7 M and 1 057 M.
+    #[test]
+    fn the_sparse_encoders_have_the_sizes_that_follow_from_the_published_ones() {
+        for (preset, dense, in_millions, (d, f, heads, depth)) in [
+            (Preset::B, 84_954_624, 509.7, (768, 3072, 12, 12)),
+            (Preset::L, 302_041_088, 1057.0, (1024, 4096, 16, 24)),
+        ] {
+            let got = config(RawModel { experts: Some(RawExperts::of(16)), ..RawModel::preset(preset) });
+            let more = 6 * (15 * 2 * d * f + 16 * d) + depth * 2 * (d / heads);
+            assert_eq!(got.n_encoder_parameters(), dense + more, "{preset:?}");
+            let millions = got.n_encoder_parameters() as f64 / 1e6;
+            assert!((millions - in_millions).abs() < 0.5, "{preset:?}: {millions}");
+            let of_dense = config(RawModel::preset(preset)).encoder_flops(256);
+            // At a capacity factor of 1 a token costs what it costs the dense encoder, and the router.
+            assert!((got.encoder_flops(256) / of_dense - 1.0) < 0.002);
         }
     }
 

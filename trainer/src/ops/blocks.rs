@@ -3,7 +3,7 @@
 //! In: tokens, a padding mask, the parameters of the blocks. Out: tokens. Never: a sum that one thread starts and another
 //! ends: a lane takes its examples through all blocks and back.
 //!
-//! Block: `x += attention(LN(x)); x += gelu(LN(x) Wi) Wo`; LayerNorms have a scale only, products no bias. Attention is
+//! Block: `x += attention(LN(x)); x += gelu(LN(x) Wi) Wo`, the second half absent where experts take its place; LayerNorms have a scale only, products no bias. Attention is
 //! `softmax(q k^T / sqrt(head width) + mask) v`, joined heads times `Wo`.
 //! Source: Akbari et al. 2023, arXiv:2305.06324, and the authors' release.
 
@@ -39,7 +39,14 @@ pub struct Block<D: Storage<f32>> {
     pub o: Flat<D>,
     /// LayerNorm of queries and of keys over a head's width, one scale for all heads.
     pub qk_norm: Option<(Flat<D>, Flat<D>)>,
-    pub norm_ffn: Flat<D>,
+    /// `None` where experts follow, in an op of their own: they see tokens of the whole call.
+    pub ffn: Option<FeedForward<D>>,
+}
+
+/// The second half of a block; kernels are (in, out).
+#[derive(Debug, Clone)]
+pub struct FeedForward<D: Storage<f32>> {
+    pub norm: Flat<D>,
     pub wi: Flat<D>,
     pub wo: Flat<D>,
 }
@@ -59,10 +66,11 @@ pub fn stock<D: Device<f32>, T: Tape<f32, D>>(
     for layer in layers {
         let h = norm(x.with_empty_tape(), &layer.norm_sa)?.try_reshape_like(&shape)?;
         x = x.try_add(stock_attention(h, mask, layer, n_heads)?)?;
-        let h = norm(x.with_empty_tape(), &layer.norm_ffn)?;
-        let n_hidden = layer.wi.shape().0 / d;
-        let g = h.try_matmul(layer.wi.retaped::<T>().try_reshape_like(&(d, n_hidden))?)?.try_fast_gelu()?;
-        let y = g.try_matmul(layer.wo.retaped::<T>().try_reshape_like(&(n_hidden, d))?)?;
+        let Some(ffn) = &layer.ffn else { continue };
+        let h = norm(x.with_empty_tape(), &ffn.norm)?;
+        let n_hidden = ffn.wi.shape().0 / d;
+        let g = h.try_matmul(ffn.wi.retaped::<T>().try_reshape_like(&(d, n_hidden))?)?.try_fast_gelu()?;
+        let y = g.try_matmul(ffn.wo.retaped::<T>().try_reshape_like(&(n_hidden, d))?)?;
         x = x.try_add(y.try_reshape_like(&shape)?)?;
     }
     Ok(x)

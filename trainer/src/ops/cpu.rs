@@ -47,6 +47,14 @@ impl Backend for Cpu {
         blocks::fused(x, mask, layers, n_heads)
     }
 
+    fn experts<T: Tape<f32, Self>>(
+        x: Tokens<Self, T>,
+        layer: &Experts<Self>,
+        routing: &Routing,
+    ) -> Result<Routed<Self, T>, CpuError> {
+        experts::fused(x, layer, routing)
+    }
+
     fn attention<T: Tape<f32, Self>>(
         x: Tokens<Self, T>,
         mask: Option<&Mask>,

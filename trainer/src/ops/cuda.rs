@@ -58,6 +58,14 @@ impl Backend for Cuda {
         blocks::stock(x, mask, layers, n_heads)
     }
 
+    fn experts<T: Tape<f32, Self>>(
+        x: Tokens<Self, T>,
+        layer: &Experts<Self>,
+        routing: &Routing,
+    ) -> Result<Routed<Self, T>, CudaError> {
+        experts::stock(x, layer, routing)
+    }
+
     fn attention<T: Tape<f32, Self>>(
         x: Tokens<Self, T>,
         mask: Option<&Mask>,

@@ -3,6 +3,7 @@
 use dfdx::prelude::*;
 use imp_schemas::rng::{Rng, Role, rng_for};
 
+use super::experts::{Choice, Groups};
 use super::linear::Linear;
 use super::*;
 
@@ -50,7 +51,7 @@ fn fused_blocks_are_the_stock_blocks() {
         let (n, t, heads) = (size(rng, 1, 9), size(rng, 1, 40), size(rng, 1, 4));
         let (d, f) = (heads * size(rng, 2, 20), size(rng, 3, 70));
         let masked = seed % 2 == 0;
-        let layer = |rng: &mut Rng| {
+        let layer = |rng: &mut Rng, dense: bool| {
             let std = 1.0 / (d as f64).sqrt();
             Block {
                 norm_sa: normal(rng, d, 1.0),
@@ -59,12 +60,15 @@ fn fused_blocks_are_the_stock_blocks() {
                 v: normal(rng, d * d, std),
                 o: normal(rng, d * d, std),
                 qk_norm: (seed % 3 == 0).then(|| (normal(rng, d / heads, 1.0), normal(rng, d / heads, 1.0))),
-                norm_ffn: normal(rng, d, 1.0),
-                wi: normal(rng, d * f, std),
-                wo: normal(rng, f * d, 1.0 / (f as f64).sqrt()),
+                ffn: dense.then(|| FeedForward {
+                    norm: normal(rng, d, 1.0),
+                    wi: normal(rng, d * f, std),
+                    wo: normal(rng, f * d, 1.0 / (f as f64).sqrt()),
+                }),
             }
         };
-        let layers = [layer(rng), layer(rng)];
+        // What stands before experts has no feed-forward.
+        let layers = [layer(rng, seed % 4 != 1), layer(rng, seed % 4 != 2)];
         let mask = masked.then(|| Mask { valid: (0..n * t).map(|_| rng.chance(0.7)).collect(), n_tokens: t });
         let flat_x = normal(rng, n * t * d, 1.0);
         let x = || flat_x.retaped::<Owned>().reshape_like(&(n, t, d));
@@ -72,10 +76,90 @@ fn fused_blocks_are_the_stock_blocks() {
         let stock = blocks::stock(x(), mask.as_ref(), &layers, heads).unwrap();
         let mut leaves = vec![flat_x.clone()];
         for l in &layers {
-            leaves.extend([&l.norm_sa, &l.q, &l.k, &l.v, &l.o, &l.norm_ffn, &l.wi, &l.wo].map(Clone::clone));
+            leaves.extend([&l.norm_sa, &l.q, &l.k, &l.v, &l.o].map(Clone::clone));
+            leaves.extend(l.ffn.iter().flat_map(|f| [&f.norm, &f.wi, &f.wo]).cloned());
             leaves.extend(l.qk_norm.iter().flat_map(|(q, k)| [q.clone(), k.clone()]));
         }
         compare(&format!("blocks {n}x{t}x{d}, seed {seed}"), rng, fused, stock, &leaves);
+    }
+}
+
+#[test]
+fn fused_experts_are_the_stock_experts() {
+    for seed in 0..12 {
+        let rng = &mut rng_for(seed, Role::Synth, &[6]);
+        let (n, t, e) = (size(rng, 1, 9), size(rng, 1, 30), size(rng, 1, 7));
+        let (d, f) = (size(rng, 4, 40), size(rng, 3, 70));
+        let layer = Experts {
+            norm: (seed % 3 != 0).then(|| normal(rng, d, 1.0)),
+            router: normal(rng, d * e, 1.0 / (d as f64).sqrt()),
+            wi: normal(rng, e * d * f, 1.0 / (d as f64).sqrt()),
+            wo: normal(rng, e * f * d, 1.0 / (f as f64).sqrt()),
+        };
+        let routing = Routing {
+            n_experts: e,
+            choice: if seed % 2 == 0 { Choice::Experts } else { Choice::Tokens { top_k: size(rng, 1, 2).min(e) } },
+            capacity_factor: 0.5 + rng.unit() * 1.5,
+            groups: if seed % 5 == 0 { Groups::PerExample } else { Groups::OfAtMost(size(rng, 1, 80)) },
+            z_weight: 0.3,
+            balance_weight: if seed % 4 == 1 { 0.7 } else { 0.0 },
+        };
+        let flat_x = normal(rng, n * t * d, 1.0);
+        let x = || flat_x.retaped::<Owned>().reshape_like(&(n, t, d));
+        let forms = [Cpu::experts::<Owned>(x(), &layer, &routing), experts::stock(x(), &layer, &routing)];
+        let mut leaves = vec![flat_x.clone(), layer.router.clone(), layer.wi.clone(), layer.wo.clone()];
+        leaves.extend(layer.norm.clone());
+        let weights = normal(rng, n * t * d, 1.0).reshape_like(&(n, t, d));
+        let mut stats = Vec::new();
+        // What comes out and what the router adds, in one number: the gradients of both meet in the input.
+        let [fused, stock] = forms.map(|routed| {
+            let Routed { tokens, router_loss, stats: of_form } = routed.unwrap();
+            stats.push(of_form);
+            (tokens * weights.clone()).sum::<(), _>() + router_loss
+        });
+        compare(&format!("experts {n}x{t}x{d}, {e} of {f}, seed {seed}"), rng, fused, stock, &leaves);
+        close("losses", &[stats[0].z_loss, stats[0].balance], &[stats[1].z_loss, stats[1].balance]);
+        assert_eq!((&stats[0].usage, stats[0].unrouted), (&stats[1].usage, stats[1].unrouted));
+    }
+}
+
+#[test]
+fn a_token_that_no_expert_takes_passes_by_and_the_order_of_examples_changes_nothing() {
+    for seed in 0..6 {
+        let rng = &mut rng_for(seed, Role::Synth, &[7]);
+        let (n, t, e, d, f) = (5, size(rng, 2, 9), 4, 12, 20);
+        let layer = Experts {
+            norm: Some(normal(rng, d, 1.0)),
+            router: normal(rng, d * e, 1.0),
+            wi: normal(rng, e * d * f, 0.3),
+            wo: normal(rng, e * f * d, 0.3),
+        };
+        let routing = Routing {
+            n_experts: e,
+            choice: Choice::Experts,
+            capacity_factor: 0.7,
+            groups: Groups::OfAtMost(n * t),
+            z_weight: 1.0,
+            balance_weight: 0.0,
+        };
+        let values = normal(rng, n * t * d, 1.0).as_vec();
+        let run = |values: Vec<f32>| {
+            let x = Cpu::default().tensor_from_vec(values, (n, t, d));
+            let chosen = experts::route(&x, &layer, &routing).2;
+            (Cpu::experts(x, &layer, &routing).unwrap().tokens.as_vec(), chosen)
+        };
+        let (y, chosen) = run(values.clone());
+        let mut n_unpicked = 0;
+        for (row, (x, y)) in values.chunks_exact(d).zip(y.chunks_exact(d)).enumerate() {
+            let picked = chosen.iter().any(|tokens| tokens.contains(&(row as u32)));
+            assert_eq!(x != y, picked, "row {row}");
+            n_unpicked += usize::from(!picked);
+        }
+        assert!(n_unpicked > 0);
+        let per = t * d;
+        let turned: Vec<f32> = values.chunks_exact(per).rev().flatten().copied().collect();
+        let back: Vec<f32> = run(turned).0.chunks_exact(per).rev().flatten().copied().collect();
+        close("examples in another order", &back, &y);
     }
 }
 

@@ -28,6 +28,7 @@ pub(crate) struct Weights {
     qkv: Vec<f32>,
     o: Vec<f32>,
     qk_norm: Option<(Vec<f32>, Vec<f32>)>,
+    /// Of the feed-forward, empty where the block has none.
     norm_ffn: Vec<f32>,
     wi: Vec<f32>,
     wo: Vec<f32>,
@@ -53,7 +54,9 @@ impl Weights {
                 row[part * width..(part + 1) * width].copy_from_slice(from);
             }
         }
-        let [o, wi, wo] = [&block.o, &block.wi, &block.wo].map(host::values);
+        let o = host::values(&block.o);
+        let ffn = block.ffn.as_ref().map(|ffn| [&ffn.norm, &ffn.wi, &ffn.wo].map(host::values));
+        let [norm_ffn, wi, wo] = ffn.unwrap_or_default();
         let n_hidden = wi.len() / width;
         let backward = if for_backward {
             Transposed {
@@ -70,7 +73,7 @@ impl Weights {
             qkv,
             o,
             qk_norm: block.qk_norm.as_ref().map(|(q, k)| (host::values(q), host::values(k))),
-            norm_ffn: host::values(&block.norm_ffn),
+            norm_ffn,
             wi,
             wo,
             n_hidden,
@@ -127,9 +130,11 @@ impl Grads {
             simd::add(grads.get_or_alloc_mut(q)?, &self.q_norm);
             simd::add(grads.get_or_alloc_mut(k)?, &self.k_norm);
         }
-        simd::add(grads.get_or_alloc_mut(&block.norm_ffn)?, &self.norm_ffn);
-        simd::add(grads.get_or_alloc_mut(&block.wi)?, &self.wi);
-        simd::add(grads.get_or_alloc_mut(&block.wo)?, &self.wo);
+        if let Some(ffn) = &block.ffn {
+            simd::add(grads.get_or_alloc_mut(&ffn.norm)?, &self.norm_ffn);
+            simd::add(grads.get_or_alloc_mut(&ffn.wi)?, &self.wi);
+            simd::add(grads.get_or_alloc_mut(&ffn.wo)?, &self.wo);
+        }
         Ok(())
     }
 }
@@ -219,6 +224,9 @@ fn block_forward(x: &mut [f32], valid: &[bool], w: &Weights, sizes: &Sizes, keep
     kept.attention = attention_core(&h, valid, w, sizes);
     let joined = Mat::new(&kept.attention.joined, rows, d);
     product(MatMut::new(x, rows, d), Dst::Accumulate, 1.0, joined, Mat::new(&w.o, d, d));
+    if w.n_hidden == 0 {
+        return kept;
+    }
     if keep {
         kept.middle = x.to_vec();
     }
@@ -235,12 +243,23 @@ fn block_forward(x: &mut [f32], valid: &[bool], w: &Weights, sizes: &Sizes, keep
 }
 
 fn block_backward(dy: &mut [f32], mut kept: Kept, w: &Weights, g: &mut Grads, sizes: &Sizes) {
+    // Each half adds to `dy` what flows back through it; what goes around it is there already.
+    let mut dh = if w.n_hidden > 0 { ffn_backward(dy, &mut kept, w, g, sizes) } else { vec![0.0; dy.len()] };
+    // Room that the feed-forward may have left.
+    let mut h = kept.middle;
+    h.resize(dy.len(), 0.0);
+    simd::layer_norm_again(&kept.x, &w.norm_sa, &mut h, &kept.stats_sa);
+    attention_core_backward(&h, dy, &kept.attention, &mut dh, w, g, sizes);
+    simd::layer_norm_backward(&kept.x, &w.norm_sa, &kept.stats_sa, &dh, dy, &mut g.norm_sa, &mut []);
+}
+
+/// Gives back room of the tokens' size.
+fn ffn_backward(dy: &mut [f32], kept: &mut Kept, w: &Weights, g: &mut Grads, sizes: &Sizes) -> Vec<f32> {
     let (d, f) = (sizes.width, w.n_hidden);
     let rows = dy.len() / d;
-    // Feed-forward: `dy` goes to the kernels and, through them, is added to itself.
     let mut activated = vec![0.0; rows * f];
     simd::gelu_with_slope(&mut kept.hidden, &mut activated);
-    let slope = kept.hidden;
+    let slope = std::mem::take(&mut kept.hidden);
     let dy_rows = Mat::new(dy, rows, d);
     product(MatMut::new(&mut g.wo, f, d), Dst::Accumulate, 1.0, Mat::new(&activated, rows, f).t(), dy_rows);
     let mut d_hidden = activated;
@@ -253,11 +272,7 @@ fn block_backward(dy: &mut [f32], mut kept: Kept, w: &Weights, g: &mut Grads, si
     let mut dh = h;
     product(MatMut::new(&mut dh, rows, d), Dst::Overwrite, 1.0, d_hidden, Mat::new(&w.backward.wi, f, d));
     simd::layer_norm_backward(&kept.middle, &w.norm_ffn, &kept.stats_ffn, &dh, dy, &mut g.norm_ffn, &mut []);
-    // Attention, the same way.
-    let mut h = kept.middle;
-    simd::layer_norm_again(&kept.x, &w.norm_sa, &mut h, &kept.stats_sa);
-    attention_core_backward(&h, dy, &kept.attention, &mut dh, w, g, sizes);
-    simd::layer_norm_backward(&kept.x, &w.norm_sa, &kept.stats_sa, &dh, dy, &mut g.norm_sa, &mut []);
+    dh
 }
 
 /// Everything of attention before the product with `o`.
