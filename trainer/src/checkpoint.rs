@@ -132,6 +132,30 @@ pub fn load_model<D: Backend>(run: &Store, meta: &CheckpointMeta, model: &mut Im
     Ok(())
 }
 
+/// Reads the running mean of the parameters into `model`, where the run keeps one; says whether it does.
+///
+/// # Errors
+/// As [`load_model`].
+pub fn load_averaged<D: Backend>(
+    run: &Store,
+    meta: &CheckpointMeta,
+    model: &mut Imp<D>,
+) -> Result<bool, CheckpointError> {
+    let key = checkpoint_keys(meta.step).optimizer;
+    let mut tensors = read(run, &key, &meta.optimizer_digest)?;
+    let names = model.names();
+    if !names.iter().any(|name| tensors.contains_key(&format!("ema/{name}"))) {
+        return Ok(false);
+    }
+    for name in names {
+        let missing = || CheckpointError::Missing { key: key.clone(), name: format!("ema/{name}") };
+        let (shape, values) = tensors.remove(&format!("ema/{name}")).ok_or_else(missing)?;
+        let unfit = |source| CheckpointError::Model { key: key.clone(), source };
+        model.load(&name, &shape, &values).map_err(unfit)?;
+    }
+    Ok(true)
+}
+
 /// Reads the moments and the step counter of a checkpoint into `optimizer`.
 ///
 /// # Errors

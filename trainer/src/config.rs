@@ -24,6 +24,9 @@ pub struct RawTrain {
     /// `cpu` or `cuda:N`.
     #[serde(default = "cpu")]
     pub device: String,
+    /// Most examples in the encoder at a time; absent: the whole batch. Contrastive losses still see every vector of the batch: it is
+    /// embedded once without gradients, and once more, part by part, with them. Experts choose among the tokens of a part.
+    pub micro_batch: Option<usize>,
     /// Updates between two checkpoints.
     pub checkpoint_every: u64,
     /// Newest checkpoints that are kept.
@@ -138,6 +141,8 @@ pub struct TrainConfig {
     pub steps: u64,
     pub threads: usize,
     pub device: String,
+    /// At least 1.
+    pub micro_batch: Option<usize>,
     pub checkpoint_every: u64,
     pub keep_checkpoints: usize,
     pub model: RawModel,
@@ -173,6 +178,7 @@ impl TryFrom<RawTrain> for TrainConfig {
         };
         at_least_one("steps", raw.steps)?;
         at_least_one("threads", raw.threads as u64)?;
+        at_least_one("micro_batch", raw.micro_batch.unwrap_or(1) as u64)?;
         at_least_one("checkpoint_every", raw.checkpoint_every)?;
         at_least_one("keep_checkpoints", raw.keep_checkpoints as u64)?;
         let saved = serde_json::to_value(&raw).unwrap_or_default();
@@ -181,6 +187,7 @@ impl TryFrom<RawTrain> for TrainConfig {
             steps: raw.steps,
             threads: raw.threads,
             device: raw.device,
+            micro_batch: raw.micro_batch,
             checkpoint_every: raw.checkpoint_every,
             keep_checkpoints: raw.keep_checkpoints,
             model: raw.model,

@@ -145,6 +145,9 @@ pub fn run<D: Backend>(
     let model_config = train::model_config(config, &manifests)?;
     let mut model = Imp::new(&model_config, config.mixture.seed(), dev)?;
     checkpoint::load_model(run, &meta, &mut model)?;
+    if config.optimizer.ema > 0.0 {
+        checkpoint::load_averaged(run, &meta, &mut model)?;
+    }
     let embedder = Embedder::new(store, &model, &meta.tokenizer_digest)?;
     let mut scores = Scores { step: meta.step, scores: Vec::new(), examples: Vec::new() };
     for eval in &config.evals {

@@ -18,4 +18,5 @@ pub mod device;
 pub mod eval;
 pub mod ledger;
 pub mod metrics;
+pub mod shares;
 pub mod train;

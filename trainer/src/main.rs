@@ -19,7 +19,7 @@ use imp_schemas::store::Store;
 use imp_trainer::config::{RawTrain, TrainConfig};
 use imp_trainer::data::{self, DataOptions, Observer};
 use imp_trainer::train::newest_checkpoint;
-use imp_trainer::{device, eval};
+use imp_trainer::{device, eval, shares};
 use miette::{IntoDiagnostic, Result, WrapErr, miette};
 
 use crate::live::Live;
@@ -182,6 +182,7 @@ fn command(command: Command) -> Result<()> {
                 100.0 * fitted.wait_seconds / fitted.seconds.max(1e-9),
                 run.url(),
             );
+            println!("{}", tables::of_shares(&shares::of(&run).into_diagnostic()?));
             Ok(())
         }
         Command::Eval { place, json } => {

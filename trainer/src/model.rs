@@ -16,6 +16,7 @@ mod experts;
 mod golden;
 mod heads;
 mod parameters;
+mod parts;
 mod patches;
 #[cfg(test)]
 mod tests;

@@ -23,6 +23,8 @@ pub mod pool;
 pub mod positions;
 pub mod simd;
 #[cfg(test)]
+mod slopes;
+#[cfg(test)]
 mod tests;
 
 use dfdx::prelude::{Device, Gradients, NoneTape, Tape, Tensor};
@@ -73,6 +75,9 @@ pub trait Backend: Device<f32> {
         decays: &[bool],
         step: &AdamWStep,
     ) -> Result<(), Self::Err>;
+
+    /// `ema = decay * ema + (1 - decay) * parameter` for all parameters.
+    fn average(parameters: &[&Flat<Self>], ema: &mut [Self::Moment], decay: f32) -> Result<(), Self::Err>;
 
     /// `act(x W + b)`; see [`linear::stock`].
     fn linear<T: Tape<f32, Self>>(x: Rows<Self, T>, layer: &Linear<Self>) -> Result<Rows<Self, T>, Self::Err>;

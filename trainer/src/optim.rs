@@ -23,11 +23,14 @@ pub struct AdamWSettings {
     pub b2: f64,
     /// Outside the root, after bias correction.
     pub eps: f64,
+    /// Decay of the running mean of the parameters, which evaluations then use; 0 keeps none. Early on the mean is over fewer
+    /// updates: the decay of update t is at most `(1 + t) / (10 + t)`.
+    pub ema: f64,
 }
 
 impl Default for AdamWSettings {
     fn default() -> Self {
-        Self { weight_decay: 1e-4, clip_norm: 1.0, b1: 0.9, b2: 0.999, eps: 1e-7 }
+        Self { weight_decay: 1e-4, clip_norm: 1.0, b1: 0.9, b2: 0.999, eps: 1e-7, ema: 0.0 }
     }
 }
 
@@ -46,7 +49,8 @@ impl AdamWSettings {
         rule(self.clip_norm > 0.0, "clip_norm", self.clip_norm, "above 0")?;
         rule((0.0..1.0).contains(&self.b1), "b1", self.b1, "at least 0 and below 1")?;
         rule((0.0..1.0).contains(&self.b2), "b2", self.b2, "at least 0 and below 1")?;
-        rule(self.eps.is_finite() && self.eps > 0.0, "eps", self.eps, "above 0")
+        rule(self.eps.is_finite() && self.eps > 0.0, "eps", self.eps, "above 0")?;
+        rule((0.0..1.0).contains(&self.ema), "ema", self.ema, "at least 0 and below 1")
     }
 }
 
@@ -83,6 +87,8 @@ pub struct AdamW<D: Backend> {
     shapes: Vec<Vec<usize>>,
     mu: Vec<D::Moment>,
     nu: Vec<D::Moment>,
+    /// Running mean of the parameters; empty where none is kept.
+    ema: Vec<D::Moment>,
     dev: D,
 }
 
@@ -99,6 +105,14 @@ impl<D: Backend> AdamW<D> {
             let zero = |p: &crate::model::Parameter<D>| D::moment(&dev, vec![0.0; p.shape.iter().product()]);
             parameters.iter().map(zero).collect::<Result<Vec<_>, _>>().map_err(|e| ModelError::Device(format!("{e}")))
         };
+        let ema = match settings.ema > 0.0 {
+            true => parameters
+                .iter()
+                .map(|p| D::moment(&dev, p.tensor.as_vec()))
+                .collect::<Result<_, _>>()
+                .map_err(|e| ModelError::Device(format!("{e}")))?,
+            false => Vec::new(),
+        };
         Ok(Self {
             settings,
             n_updates: 0,
@@ -106,6 +120,7 @@ impl<D: Backend> AdamW<D> {
             shapes: parameters.iter().map(|p| p.shape.clone()).collect(),
             mu: zeros()?,
             nu: zeros()?,
+            ema,
             dev,
         })
     }
@@ -138,6 +153,12 @@ impl<D: Backend> AdamW<D> {
         };
         let decays: Vec<bool> = self.names.iter().map(|name| name.ends_with("/kernel")).collect();
         D::adamw(tensors, &mut grads.0, &mut self.mu, &mut self.nu, &decays, &step).map_err(device)?;
+        if !self.ema.is_empty() {
+            let t = f64::from(t);
+            let decay = s.ema.min((1.0 + t) / (10.0 + t)) as f32;
+            let tensors: Vec<_> = model.parameters().iter().map(|p| &p.tensor).collect();
+            D::average(&tensors, &mut self.ema, decay).map_err(device)?;
+        }
         Ok(Update { grad_norm, clipped })
     }
 
@@ -151,10 +172,10 @@ impl<D: Backend> AdamW<D> {
         self.n_updates = n_updates;
     }
 
-    /// `mu/<parameter>` and `nu/<parameter>`, in a stable order.
+    /// `mu/<parameter>`, `nu/<parameter>`, and `ema/<parameter>` where a mean is kept, in a stable order.
     pub fn names(&self) -> Vec<String> {
-        let of = |moment: &'static str| self.names.iter().map(move |name| format!("{moment}/{name}"));
-        of("mu").chain(of("nu")).collect()
+        let kinds: &[&str] = if self.ema.is_empty() { &["mu", "nu"] } else { &["mu", "nu", "ema"] };
+        kinds.iter().flat_map(|kind| self.names.iter().map(move |name| format!("{kind}/{name}"))).collect()
     }
 
     /// Shape and values of a moment; `None` for an unknown name.
@@ -162,6 +183,7 @@ impl<D: Backend> AdamW<D> {
         let (moments, of) = match name.split_once('/')? {
             ("mu", of) => (&self.mu, of),
             ("nu", of) => (&self.nu, of),
+            ("ema", of) if !self.ema.is_empty() => (&self.ema, of),
             _ => return None,
         };
         let i = self.names.iter().position(|n| n == of)?;
@@ -181,6 +203,7 @@ impl<D: Backend> AdamW<D> {
         match which {
             "mu" => self.mu[i] = moment,
             "nu" => self.nu[i] = moment,
+            "ema" if !self.ema.is_empty() => self.ema[i] = moment,
             _ => return Err(unknown()),
         }
         Ok(())

@@ -6,6 +6,7 @@ use comfy_table::{Table, presets};
 use imp_loader::{ExplainedStep, Simulated, StageSeconds};
 use imp_trainer::data::DataReport;
 use imp_trainer::eval::{Measure, Score};
+use imp_trainer::shares::TaskShare;
 
 /// One score as a sentence.
 pub fn one_line(score: &Score) -> String {
@@ -183,6 +184,31 @@ pub fn of_simulated(simulated: &Simulated) -> String {
         simulated.bound_by
     );
     out
+}
+
+/// What each task got of a run.
+pub fn of_shares(shares: &[TaskShare]) -> Table {
+    let total = |of: fn(&TaskShare) -> f64| shares.iter().map(of).sum::<f64>().max(1e-12);
+    let (steps, examples, tokens) =
+        (total(|s| s.n_steps as f64), total(|s| s.n_examples as f64), total(|s| s.n_tokens as f64));
+    let seconds = total(|s| s.seconds);
+    let mut table = empty();
+    table.set_header(["task", "steps", "%", "examples", "%", "tokens", "%", "time %", "loss"]);
+    for share in shares {
+        let percent = |part: f64, of: f64| format!("{:.1}", 100.0 * part / of);
+        table.add_row([
+            share.name.clone(),
+            share.n_steps.to_string(),
+            percent(share.n_steps as f64, steps),
+            share.n_examples.to_string(),
+            percent(share.n_examples as f64, examples),
+            share.n_tokens.to_string(),
+            percent(share.n_tokens as f64, tokens),
+            percent(share.seconds, seconds),
+            format!("{:.3}", share.loss),
+        ]);
+    }
+    table
 }
 
 /// The examples of a step.

@@ -101,7 +101,8 @@ pub fn fit<D: Backend>(
         let lr = config.schedule.lr_at(step);
         // Neither a loss nor a gradient that is not finite moves a parameter: both are errors.
         let failed = |source| TrainError::Step { step, task: task.name().to_owned(), source };
-        let loss = model.loss(task.objective(), &task.corpora()[0], &batch).map_err(failed)?;
+        let most = config.micro_batch.unwrap_or(batch.n());
+        let loss = model.loss_in_parts(task.objective(), &task.corpora()[0], &batch, most).map_err(failed)?;
         let update = optimizer.step(&mut model, loss.grads, lr).map_err(failed)?;
         waited += wait_seconds;
         metrics.record(&StepMetrics {

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use imp_ingest::IngestConfig;
 use imp_schemas::rng::{Role, rng_for};
 use imp_schemas::store::Store;
-use imp_trainer::metrics;
+use imp_trainer::train::newest_checkpoint;
+use imp_trainer::{metrics, shares};
 use testkit::world::{self, Scale};
 
 const STEPS: u64 = 60;
@@ -33,12 +34,27 @@ fn steps_of(run: &Path) -> Vec<(u64, String, String, u32)> {
 
 #[test]
 fn a_run_killed_at_random_moments_does_the_steps_of_one_that_was_left_alone() {
+    check(&|text| text);
+}
+
+/// With everything that a step may have besides: experts, a mean of the parameters, batches in parts.
+#[test]
+fn so_does_a_sparse_run_that_averages_its_parameters_and_takes_batches_in_parts() {
+    check(&|text| {
+        let sparse = "experts = { n = 2, blocks = 1, group_tokens = 64 }\n\n[train.schedule]";
+        let text = text.replace("\n[train.schedule]", sparse);
+        let text = text.replace("[train.loader]", "[train.optimizer]\nema = 0.99\n\n[train.loader]");
+        text.replace("keep_checkpoints = 2", "keep_checkpoints = 2\nmicro_batch = 3")
+    });
+}
+
+fn check(more: &dyn Fn(String) -> String) {
     let dir = tempfile::tempdir().unwrap();
     world::write(&dir.path().join("corpora"), &Scale::tiny(), 5).unwrap();
     let store = dir.path().join("store");
     let text = testkit::tiny::run_file(&dir.path().join("corpora"), store.to_str().unwrap(), "unused", STEPS, 2);
     let run_file = dir.path().join("run.toml");
-    std::fs::write(&run_file, text).unwrap();
+    std::fs::write(&run_file, more(text)).unwrap();
     let config = IngestConfig::read(&run_file).unwrap();
     imp_ingest::run(&config, &Store::open(store.to_str().unwrap()).unwrap(), &mut imp_ingest::Progress::silent())
         .unwrap();
@@ -68,4 +84,12 @@ fn a_run_killed_at_random_moments_does_the_steps_of_one_that_was_left_alone() {
     let wanted = steps_of(&alone);
     assert_eq!(wanted.len() as u64, STEPS);
     assert_eq!(steps_of(&killed), wanted, "killed {n_killed} times");
+    let [left_alone, resumed] = [&alone, &killed].map(|run| Store::open(run.to_str().unwrap()).unwrap());
+    let last = newest_checkpoint(&left_alone).unwrap().unwrap();
+    let again = newest_checkpoint(&resumed).unwrap().unwrap();
+    assert_eq!((last.model_digest, last.optimizer_digest), (again.model_digest, again.optimizer_digest));
+    for share in shares::of(&resumed).unwrap() {
+        assert_eq!((share.n_steps, share.n_examples), share.planned, "{}", share.name);
+        assert!(share.n_steps > 0 && share.n_tokens > share.n_examples && share.loss.is_finite(), "{share:?}");
+    }
 }

@@ -489,6 +489,7 @@ fn ten_updates_are_the_references() {
             b1: cfg("b1"),
             b2: cfg("b2"),
             eps: cfg("eps"),
+            ema: 0.0,
         };
         let mut optimizer = AdamW::new(&model, settings).unwrap();
         let rates = golden.f32s(&at("lr")).unwrap();

@@ -3,7 +3,7 @@
 //! In: feature vectors of a stream. Out: vectors of a common space, logits of one corpus. Never: a head that the step does not
 //! need: only the pairs of the batch's streams and the classifier of its corpus are computed.
 
-use dfdx::prelude::{NoneTape, Tape, TryAdd};
+use dfdx::prelude::{NoneTape, PutTape, SplitTape, Tape, TryAdd};
 use imp_schemas::batch::Batch;
 use imp_schemas::task::Objective;
 
@@ -34,39 +34,58 @@ impl<D: Backend> Imp<D> {
 
     /// Mean of the pair losses over every pair of the batch's streams that the model has.
     fn nce<T: Tape<f32, D>>(&self, batch: &Batch, call: &mut Call<D>) -> Result<Scalar<D, T>, ModelError> {
-        let mut pooled: Vec<(Stream, Rows<D>, T)> = Vec::new();
-        let mut add = |stream, rows: Rows<D, T>| {
-            let (rows, tape) = dfdx::prelude::SplitTape::split_tape(rows);
-            pooled.push((stream, rows, tape));
+        let (pairs, tape) = self.pair_vectors::<T>(batch, call)?;
+        self.nce_of(pairs, tape)
+    }
+
+    /// The mean of the pairs' losses; `tape` is what led to their vectors.
+    pub(super) fn nce_of<T: Tape<f32, D>>(
+        &self,
+        pairs: Vec<PairVectors<Rows<D>>>,
+        tape: T,
+    ) -> Result<Scalar<D, T>, ModelError> {
+        let taped = |PairVectors { streams: [a, b], vectors: [u, v] }: PairVectors<Rows<D>>| {
+            let temperature = self.flat(&temperature_name(a, b))?.clone();
+            Ok(objective::nce::Pair { u: u.put_tape(T::default()), v: v.put_tape(T::default()), temperature })
         };
+        objective::nce::mean_over_pairs(pairs.into_iter().map(taped).collect::<Result<_, ModelError>>()?, tape)
+    }
+
+    /// Common-space vectors of every pair of the batch's streams, and the tape that led to all of them.
+    pub(super) fn pair_vectors<T: Tape<f32, D>>(
+        &self,
+        batch: &Batch,
+        call: &mut Call<D>,
+    ) -> Result<(Vec<PairVectors<Rows<D>>>, T), ModelError> {
+        let mut tape = T::default();
+        let mut split = |rows: Rows<D, T>| {
+            let (rows, of_rows) = rows.split_tape();
+            tape = std::mem::take(&mut tape).merge(of_rows);
+            rows
+        };
+        let mut streams = Vec::new();
         if let Some(vision) = &batch.vision {
-            add(Stream::Vision, self.pooled_vision(vision, call)?);
+            streams.push((Stream::Vision, split(self.pooled_vision(vision, call)?)));
         }
         if let Some(audio) = &batch.audio {
-            add(Stream::Spectrogram, self.pooled_audio(audio, call)?);
+            streams.push((Stream::Spectrogram, split(self.pooled_audio(audio, call)?)));
         }
         if let Some(text) = &batch.text {
-            add(Stream::Text, self.pooled_text(text, call)?);
+            streams.push((Stream::Text, split(self.pooled_text(text, call)?)));
         }
         let mut pairs = Vec::new();
-        let mut tape = T::default();
-        let mut streams = Vec::new();
-        for (stream, rows, of_stream) in pooled {
-            tape = dfdx::prelude::Merge::merge(tape, of_stream);
-            streams.push((stream, rows));
-        }
         for (i, (a, of_a)) in streams.iter().enumerate() {
             for (b, of_b) in &streams[i + 1..] {
-                let u = self.common(of_a.retaped::<T>(), *a, *b)?;
-                let v = self.common(of_b.retaped::<T>(), *b, *a)?;
-                pairs.push(objective::nce::Pair { u, v, temperature: self.flat(&temperature_name(*a, *b))?.clone() });
+                let u = split(self.common(of_a.retaped::<T>(), *a, *b)?);
+                let v = split(self.common(of_b.retaped::<T>(), *b, *a)?);
+                pairs.push(PairVectors { streams: [*a, *b], vectors: [u, v] });
             }
         }
         if pairs.is_empty() {
             let stream = streams.first().map_or("any", |(stream, _)| stream.name());
             return Err(ModelError::MissingStream { stream: other_than(stream), objective: "nce", wanted: "two" });
         }
-        objective::nce::mean_over_pairs(pairs, tape)
+        Ok((pairs, tape))
     }
 
     fn softmax<T: Tape<f32, D>>(
@@ -145,6 +164,12 @@ impl<D: Backend> Imp<D> {
     ) -> Result<Vec<f32>, ModelError> {
         Ok(D::l2_normalise(self.common(pooled, source, target)?).map_err(device)?.as_vec())
     }
+}
+
+/// Two streams of a batch, and of each the vectors in the space that it shares with the other, not normalised.
+pub(super) struct PairVectors<V> {
+    pub streams: [Stream; 2],
+    pub vectors: [V; 2],
 }
 
 fn other_than(stream: &'static str) -> &'static str {

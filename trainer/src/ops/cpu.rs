@@ -30,6 +30,15 @@ impl Backend for Cpu {
         adamw::fused(parameters, grads, mu, nu, decays, step)
     }
 
+    fn average(parameters: &[&Flat<Self>], ema: &mut [Vec<f32>], decay: f32) -> Result<(), CpuError> {
+        let jobs = parameters.iter().zip(ema).collect();
+        host::run_lanes(jobs, |(p, ema): (&&Flat<Self>, &mut Vec<f32>)| {
+            simd::scale(ema, decay);
+            simd::add_scaled(ema, &host::values(*p), 1.0 - decay);
+        });
+        Ok(())
+    }
+
     fn linear<T: Tape<f32, Self>>(x: Rows<Self, T>, layer: &Linear<Self>) -> Result<Rows<Self, T>, CpuError> {
         linear::fused(x, layer)
     }

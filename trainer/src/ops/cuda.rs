@@ -1,6 +1,6 @@
 //! CUDA as a [`Backend`]: stock compositions throughout.
 
-use dfdx::prelude::{Cuda, CudaError, Gradients, Tape, TensorFromVec};
+use dfdx::prelude::{Cuda, CudaError, Gradients, Tape, TensorFromVec, TryAdd, TryMul};
 
 use super::*;
 
@@ -37,6 +37,13 @@ impl Backend for Cuda {
         for ((p, (mu, nu)), &decays) in parameters.into_iter().zip(mu.iter_mut().zip(nu)).zip(decays) {
             let weight_decay = if decays { step.weight_decay } else { 0.0 };
             adamw::stock(p, grads, mu, nu, &AdamWStep { weight_decay, ..*step })?;
+        }
+        Ok(())
+    }
+
+    fn average(parameters: &[&Flat<Self>], ema: &mut [Flat<Cuda>], decay: f32) -> Result<(), CudaError> {
+        for (p, ema) in parameters.iter().zip(ema) {
+            *ema = ema.clone().try_mul(decay)?.try_add((*p).clone().try_mul(1.0 - decay)?)?;
         }
         Ok(())
     }

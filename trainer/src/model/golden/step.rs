@@ -190,6 +190,7 @@ fn check_update(golden: &Golden, model: &mut Imp<Cpu>, grads: Gradients<f32, Cpu
         b1: cfg("b1"),
         b2: cfg("b2"),
         eps: cfg("eps"),
+        ema: 0.0,
     };
     let mut optimizer = AdamW::new(model, settings).unwrap();
     let update = optimizer.step(model, Grads(grads), cfg("lr")).unwrap();

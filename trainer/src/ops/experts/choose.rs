@@ -48,12 +48,12 @@ pub fn capacity(factor: f64, n_tokens: usize, n_experts: usize) -> usize {
 
 /// Rows of the call by expert, group by group.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Assignment {
+pub(in crate::ops) struct Assignment {
     pub tokens: Vec<Vec<u32>>,
 }
 
 /// Chooses by `probs` `[rows, experts]`, for a call of (examples, tokens of each).
-pub(super) fn assign(probs: &[f32], routing: &Routing, sizes: (usize, usize)) -> Assignment {
+pub(in crate::ops) fn assign(probs: &[f32], routing: &Routing, sizes: (usize, usize)) -> Assignment {
     let e = routing.n_experts;
     let mut tokens = vec![Vec::new(); e];
     for group in routing.groups.ranges(sizes.0, sizes.1) {
@@ -101,7 +101,7 @@ fn most_probable(values: impl Iterator<Item = f32>, n: usize) -> Vec<u32> {
 }
 
 /// Share of the rows whose most probable expert is each.
-pub(super) fn first_choices(probs: &[f32], n_experts: usize) -> Vec<f32> {
+pub(in crate::ops) fn first_choices(probs: &[f32], n_experts: usize) -> Vec<f32> {
     let mut shares = vec![0.0; n_experts];
     let per = n_experts as f32 / probs.len().max(1) as f32;
     for row in probs.chunks_exact(n_experts) {
