@@ -42,6 +42,24 @@ pub struct EvalSpec<'a> {
     pub n: usize,
 }
 
+impl EvalSpec<'_> {
+    pub(crate) fn recipe(&self, name: String, modalities: Vec<Modality>) -> Recipe {
+        Recipe {
+            name,
+            seed: 0,
+            task_idx: 0,
+            splits: vec![0],
+            modalities,
+            views: vec![self.view.clone()],
+            patching: *self.patching,
+            augment: None,
+            working_side: self.working_side,
+            decode: Decode::Full,
+            needs_label: false,
+        }
+    }
+}
+
 /// A batch, and what scoring it needs.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EvalBatch {
@@ -76,19 +94,7 @@ impl EvalLoader {
         let n = spec.n.max(1) as u64;
         let split = Split::new(&snapshot, spec.split)?;
         let n_rows = split.n_rows();
-        let recipe = Recipe {
-            name: place,
-            seed: 0,
-            task_idx: 0,
-            splits: vec![0],
-            modalities: spec.modalities.to_vec(),
-            views: vec![spec.view.clone()],
-            patching: *spec.patching,
-            augment: None,
-            working_side: spec.working_side,
-            decode: Decode::Full,
-            needs_label: false,
-        };
+        let recipe = spec.recipe(place, spec.modalities.to_vec());
         let filter_rate = f64::from(spec.spectrogram.sample_rate);
         let shared = Arc::new(Shared {
             fetcher: Fetcher {

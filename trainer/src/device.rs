@@ -9,6 +9,7 @@ use imp_schemas::store::Store;
 use crate::config::TrainConfig;
 use crate::eval::{self, EvalError, Score, Scores};
 use crate::ops;
+use crate::search::{self, Embeddings, Found, Query, SearchError};
 use crate::train::{self, Fitted, TrainError};
 
 /// A device that this build or machine does not have.
@@ -26,6 +27,8 @@ pub enum DeviceError {
     Train(#[from] TrainError),
     #[error(transparent)]
     Eval(#[from] EvalError),
+    #[error(transparent)]
+    Search(#[from] SearchError),
 }
 
 enum Device {
@@ -84,5 +87,36 @@ pub fn eval(
         Device::Cpu(dev) => Ok(eval::run(config, store, run, &dev, say)?),
         #[cfg(feature = "cuda")]
         Device::Cuda(dev) => Ok(eval::run(config, store, run, &dev, say)?),
+    }
+}
+
+/// [`search::embed`] on the config's device.
+///
+/// # Errors
+/// The device cannot be had, or the corpus not embedded.
+pub fn embed(config: &TrainConfig, store: &Store, run: &Store, eval: &str) -> Result<Embeddings, DeviceError> {
+    match open(config)? {
+        Device::Cpu(dev) => Ok(search::embed(config, store, run, &dev, eval)?),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(dev) => Ok(search::embed(config, store, run, &dev, eval)?),
+    }
+}
+
+/// [`search::search`] on the config's device.
+///
+/// # Errors
+/// The device cannot be had, or the query not embedded.
+pub fn search(
+    config: &TrainConfig,
+    store: &Store,
+    run: &Store,
+    among: &Embeddings,
+    query: &Query,
+    n: usize,
+) -> Result<Found, DeviceError> {
+    match open(config)? {
+        Device::Cpu(dev) => Ok(search::search(config, store, run, &dev, among, query, n)?),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(dev) => Ok(search::search(config, store, run, &dev, among, query, n)?),
     }
 }

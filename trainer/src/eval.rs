@@ -8,6 +8,7 @@ mod retrieval;
 mod zero_shot;
 
 use bytes::Bytes;
+use imp_schemas::checkpoint::CheckpointMeta;
 use imp_schemas::store::{Store, StoreError};
 use serde::{Deserialize, Serialize};
 
@@ -18,7 +19,7 @@ use crate::ops::Backend;
 use crate::train::{self, TrainError};
 use imp_loader::LoaderError;
 
-pub use embed::{Embedder, Items};
+pub use embed::{Embedder, Items, distinct, spec_of};
 
 /// Where the scores of a run lie.
 pub const SCORES_KEY: &str = "scores.json";
@@ -136,6 +137,27 @@ pub fn run<D: Backend>(
     if config.evals.is_empty() {
         return Err(EvalError::NoEvals);
     }
+    let (model, meta) = newest(config, store, run, dev)?;
+    let embedder = Embedder::new(store, &model, &meta.tokenizer_digest)?;
+    let mut scores = Scores { step: meta.step, scores: Vec::new(), examples: Vec::new() };
+    for eval in &config.evals {
+        check_trained(&model, eval)?;
+        let (score, examples) = measure(&embedder, eval, config)?;
+        say(&score);
+        scores.scores.push(score);
+        scores.examples.extend(examples);
+    }
+    run.put(SCORES_KEY, Bytes::from(serde_json::to_vec_pretty(&scores)?))?;
+    Ok(scores)
+}
+
+/// The model of the run's newest checkpoint: the mean of its parameters where the run keeps one.
+pub(crate) fn newest<D: Backend>(
+    config: &TrainConfig,
+    store: &Store,
+    run: &Store,
+    dev: &D,
+) -> Result<(Imp<D>, CheckpointMeta), EvalError> {
     let no_checkpoint = || EvalError::NoCheckpoint(run.url().to_owned());
     let meta = train::newest_checkpoint(run)?.ok_or_else(no_checkpoint)?;
     let mut manifests = std::collections::BTreeMap::new();
@@ -148,25 +170,18 @@ pub fn run<D: Backend>(
     if config.optimizer.ema > 0.0 {
         checkpoint::load_averaged(run, &meta, &mut model)?;
     }
-    let embedder = Embedder::new(store, &model, &meta.tokenizer_digest)?;
-    let mut scores = Scores { step: meta.step, scores: Vec::new(), examples: Vec::new() };
-    for eval in &config.evals {
-        for stream in train::media_streams(&eval.media) {
-            if !model_config
-                .pairs()
-                .iter()
-                .any(|&(a, b)| (a, b) == (stream, Stream::Text) || (b, a) == (stream, Stream::Text))
-            {
-                return Err(EvalError::Untrained { name: eval.name.clone(), medium: stream.name() });
-            }
+    Ok((model, meta))
+}
+
+/// The heads that the evaluation needs must have been trained.
+pub(crate) fn check_trained<D: Backend>(model: &Imp<D>, eval: &Eval) -> Result<(), EvalError> {
+    for stream in train::media_streams(&eval.media) {
+        let pair = (stream.min(Stream::Text), stream.max(Stream::Text));
+        if !model.config().pairs().contains(&pair) {
+            return Err(EvalError::Untrained { name: eval.name.clone(), medium: stream.name() });
         }
-        let (score, examples) = measure(&embedder, eval, config)?;
-        say(&score);
-        scores.scores.push(score);
-        scores.examples.extend(examples);
     }
-    run.put(SCORES_KEY, Bytes::from(serde_json::to_vec_pretty(&scores)?))?;
-    Ok(scores)
+    Ok(())
 }
 
 fn measure<D: Backend>(
@@ -188,7 +203,7 @@ fn measure<D: Backend>(
 }
 
 /// The indices of the `k` greatest values, greatest first; equal values in index order.
-fn top_k(values: &[f32], k: usize) -> Vec<usize> {
+pub(crate) fn top_k(values: &[f32], k: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..values.len()).collect();
     order.sort_by(|&a, &b| values[b].total_cmp(&values[a]).then(a.cmp(&b)));
     order.truncate(k);

@@ -18,5 +18,6 @@ pub mod device;
 pub mod eval;
 pub mod ledger;
 pub mod metrics;
+pub mod search;
 pub mod shares;
 pub mod train;

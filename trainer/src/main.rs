@@ -18,6 +18,7 @@ use imp_schemas::run_file::RunFile;
 use imp_schemas::store::Store;
 use imp_trainer::config::{RawTrain, TrainConfig};
 use imp_trainer::data::{self, DataOptions, Observer};
+use imp_trainer::search::{self, Query};
 use imp_trainer::train::newest_checkpoint;
 use imp_trainer::{device, eval, shares};
 use miette::{IntoDiagnostic, Result, WrapErr, miette};
@@ -53,6 +54,36 @@ enum Command {
         /// Also write the scores to this file.
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
+    },
+    /// Embed the media and captions of an evaluation's split with the newest checkpoint, into a Parquet file.
+    Embed {
+        #[command(flatten)]
+        place: Place,
+        /// Name of the `[[train.eval]]` that says which corpus, split and size.
+        #[arg(long, value_name = "NAME")]
+        eval: String,
+        /// The file to write.
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+    },
+    /// Find the media and the captions that are nearest to a text or a file, among those of `imp-train embed`.
+    Search {
+        #[command(flatten)]
+        place: Place,
+        /// What `imp-train embed` wrote.
+        #[arg(long, value_name = "FILE")]
+        among: PathBuf,
+        /// How many of each.
+        #[arg(short, value_name = "N", default_value_t = 5)]
+        n: usize,
+        /// One JSON object instead of tables.
+        #[arg(long)]
+        json: bool,
+        /// A picture, a clip or a sound to start from.
+        #[arg(long, value_name = "FILE", conflicts_with = "text", required_unless_present = "text")]
+        file: Option<PathBuf>,
+        /// The text to start from.
+        text: Option<String>,
     },
     /// Run the loader against a trainer that takes no time: how fast batches come, what holds them up, what to change.
     Data {
@@ -196,6 +227,36 @@ fn command(command: Command) -> Result<()> {
                 std::fs::write(&path, bytes)
                     .into_diagnostic()
                     .wrap_err_with(|| format!("cannot write `{}`", path.display()))?;
+            }
+            Ok(())
+        }
+        Command::Embed { place, eval, out } => {
+            let (config, store, run) = open(&place)?;
+            let embeddings = device::embed(&config, &store, &run, &eval).into_diagnostic()?;
+            search::write(&out, &embeddings).into_diagnostic()?;
+            println!(
+                "{} vectors of {} numbers, of `{}/{}` by the checkpoint after {} steps: `{}`",
+                embeddings.rows.len(),
+                embeddings.width,
+                embeddings.corpus,
+                embeddings.split,
+                embeddings.step,
+                out.display(),
+            );
+            Ok(())
+        }
+        Command::Search { place, among, n, json, file, text } => {
+            let (config, store, run) = open(&place)?;
+            let among = search::read(&among).into_diagnostic()?;
+            let query = match file {
+                Some(file) => Query::File(file),
+                None => Query::Text(text.unwrap_or_default()),
+            };
+            let found = device::search(&config, &store, &run, &among, &query, n).into_diagnostic()?;
+            if json {
+                println!("{}", serde_json::to_string(&found).into_diagnostic()?);
+            } else {
+                print!("{}", tables::of_found(&found));
             }
             Ok(())
         }

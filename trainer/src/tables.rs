@@ -6,6 +6,7 @@ use comfy_table::{Table, presets};
 use imp_loader::{ExplainedStep, Simulated, StageSeconds};
 use imp_trainer::data::DataReport;
 use imp_trainer::eval::{Measure, Score};
+use imp_trainer::search::{Found, Hit};
 use imp_trainer::shares::TaskShare;
 
 /// One score as a sentence.
@@ -184,6 +185,19 @@ pub fn of_simulated(simulated: &Simulated) -> String {
         simulated.bound_by
     );
     out
+}
+
+/// What is nearest to a query.
+pub fn of_found(found: &Found) -> String {
+    let table = |title: &str, hits: &[Hit]| {
+        let mut table = empty();
+        table.set_header([title, "cosine", "key", "caption"]);
+        for (i, hit) in hits.iter().enumerate() {
+            table.add_row([(i + 1).to_string(), format!("{:.3}", hit.score), hit.key.clone(), hit.text.clone()]);
+        }
+        table
+    };
+    format!("{}\n{}\n", table("media", &found.media), table("captions", &found.captions))
 }
 
 /// What each task got of a run.

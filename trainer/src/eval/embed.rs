@@ -99,19 +99,7 @@ impl<'a, D: Backend> Embedder<'a, D> {
             keys: Vec::new(),
             rows: Vec::new(),
         };
-        let task = eval.task();
-        let view = &task.views()[0];
-        let spec = EvalSpec {
-            corpus,
-            split: task.split(),
-            modalities: &eval.media,
-            view,
-            patching: eval.mixture().patching(),
-            spectrogram: eval.mixture().spectrogram(),
-            working_side: task.working_side(),
-            n: view.n(),
-        };
-        for batch in EvalLoader::open(self.store, &spec, settings)? {
+        for batch in EvalLoader::open(self.store, &spec_of(eval), settings)? {
             let batch = batch?;
             for (stream, embedded) in &mut items.media {
                 let more = match stream {
@@ -164,6 +152,11 @@ impl<'a, D: Backend> Embedder<'a, D> {
         Ok(means)
     }
 
+    /// The model that embeds.
+    pub fn model(&self) -> &Imp<D> {
+        self.model
+    }
+
     fn tokenise(&self, sentence: &str, n_tokens: usize) -> Result<Vec<i32>, EvalError> {
         let key = tokenizer_key(&self.tokenizer_digest);
         let encoded = self
@@ -173,6 +166,22 @@ impl<'a, D: Backend> Embedder<'a, D> {
         let mut ids: Vec<i32> = encoded.get_ids().iter().map(|&id| id as i32).collect();
         ids.resize(n_tokens, 0);
         Ok(ids)
+    }
+}
+
+/// What an evaluation reads.
+pub fn spec_of(eval: &Eval) -> EvalSpec<'_> {
+    let task = eval.task();
+    let view = &task.views()[0];
+    EvalSpec {
+        corpus: &task.corpora()[0],
+        split: task.split(),
+        modalities: &eval.media,
+        view,
+        patching: eval.mixture().patching(),
+        spectrogram: eval.mixture().spectrogram(),
+        working_side: task.working_side(),
+        n: view.n(),
     }
 }
 
