@@ -34,6 +34,7 @@ pub use experts::{Experts, Routed, Routing, RoutingStats};
 pub use host::{ThreadsError, set_threads};
 pub use layer_norm::Norm;
 pub use linear::{InputGrad, Linear};
+pub use nce::TemperatureForm;
 pub use positions::Positions;
 
 use crate::optim::AdamWStep;
@@ -130,6 +131,7 @@ pub trait Backend: Device<f32> {
         u: Tokens<Self, T>,
         v: Tokens<Self, T>,
         temperature: &Flat<Self>,
+        form: TemperatureForm,
     ) -> Result<Scalar<Self, T>, Self::Err>;
 
     /// Mean softmax cross-entropy with `targets` `[batch, classes]`; see [`cross_entropy::stock_softmax`].

@@ -9,6 +9,7 @@ use imp_schemas::resolution::Patching;
 use serde::{Deserialize, Serialize};
 
 use crate::model::{ExpertsConfig, ModelError, RawExperts};
+use crate::ops::TemperatureForm;
 
 /// A kind of token sequence. Image and video share one: an image is a clip of equal frames.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -102,6 +103,9 @@ pub struct RawModel {
     pub text_table: usize,
     /// First temperature of every pair; absent: the release's 0.2, or 1 in a model with experts.
     pub temperature: Option<f64>,
+    /// How a pair's parameter becomes its temperature.
+    #[serde(default)]
+    pub temperature_form: TemperatureForm,
     /// Standard deviation of the first text embeddings; absent: the release's `1 / sqrt(width)`. Positions are normalised to
     /// 1 before they are added, so that small runs, which never get far from their first weights, read words sooner at 1.
     pub text_embedding_std: Option<f64>,
@@ -145,6 +149,7 @@ impl RawModel {
             spectrogram_table: Self::release_spectrogram_table(),
             text_table: Self::release_text_table(),
             temperature: None,
+            temperature_form: TemperatureForm::default(),
             text_embedding_std: None,
             log_mel_mean_std: Self::release_log_mel(),
             experts: None,
@@ -166,6 +171,7 @@ pub struct ModelConfig {
     pub(super) spectrogram_table: [usize; 2],
     pub(super) text_table: usize,
     pub(super) temperature: f64,
+    pub(super) temperature_form: TemperatureForm,
     pub(super) text_embedding_std: f64,
     pub(super) log_mel_mean_std: [f32; 2],
     pub(super) experts: Option<ExpertsConfig>,
@@ -204,7 +210,7 @@ impl ModelConfig {
         let usual = if experts.is_some() { RELEASE_SPARSE_TEMPERATURE } else { RELEASE_TEMPERATURE };
         let temperature = raw.temperature.unwrap_or(usual);
         let warm = temperature.is_finite() && temperature > 0.0;
-        hold(warm, "temperature", temperature, || "above 0: relu has no gradient below".to_owned())?;
+        hold(warm, "temperature", temperature, || "above 0".to_owned())?;
         let text_embedding_std = raw.text_embedding_std.unwrap_or(1.0 / (width as f64).sqrt());
         let spread = text_embedding_std.is_finite() && text_embedding_std > 0.0;
         hold(spread, "text_embedding_std", text_embedding_std, || "above 0".to_owned())?;
@@ -241,6 +247,7 @@ impl ModelConfig {
             spectrogram_table: raw.spectrogram_table,
             text_table: raw.text_table,
             temperature,
+            temperature_form: raw.temperature_form,
             text_embedding_std,
             log_mel_mean_std: raw.log_mel_mean_std,
             experts,

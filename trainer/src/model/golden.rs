@@ -10,7 +10,7 @@ use testkit::golden::{Golden, folder};
 use super::tests::tiny;
 use super::*;
 use crate::objective;
-use crate::ops::{self, Backend, Block, FeedForward, Flat, Linear, Mask, Norm, Positions, nce};
+use crate::ops::{self, Backend, Block, FeedForward, Flat, Linear, Mask, Norm, Positions, TemperatureForm, nce};
 use crate::optim::{AdamW, AdamWSettings};
 use crate::schedule::{RawSchedule, Schedule};
 
@@ -321,7 +321,7 @@ fn contrastive_losses_and_heads_are_the_references() {
         let ((n, n_u, d), n_v) = (*u.shape(), v.shape().1);
         let p = golden.f32s(&at("param/temperature")).unwrap()[0];
         for (weights, grad) in [([0.5, 0.5], "grad"), ([1.0, 0.0], "grad_12"), ([0.0, 1.0], "grad_21")] {
-            let got = nce::on_host(&u.as_vec(), &v.as_vec(), p, (n, n_u, n_v, d), weights);
+            let got = nce::on_host(&u.as_vec(), &v.as_vec(), (p, TemperatureForm::Relu), (n, n_u, n_v, d), weights);
             check(&golden, &at("loss_12"), &got.losses[..1]);
             check(&golden, &at("loss_21"), &got.losses[1..]);
             check(&golden, &at(&format!("{grad}/u")), &got.du);
@@ -337,7 +337,7 @@ fn contrastive_losses_and_heads_are_the_references() {
         }
         let temperature = flat(&golden, &at("param/temperature"));
         for form in [Cpu::nce::<Tape>, nce::stock::<Cpu, Tape>] {
-            let loss = form(u.retaped(), v.retaped(), &temperature).unwrap();
+            let loss = form(u.retaped(), v.retaped(), &temperature, TemperatureForm::Relu).unwrap();
             check(&golden, &at("loss"), &[loss.as_vec()[0]]);
             let grads = loss.backward();
             check(&golden, &at("grad/u"), &grads.get(&u).as_vec());
@@ -360,7 +360,8 @@ fn the_mean_over_pairs_is_the_references() {
         let (to, back) = (format!("three_pairs/{a}_to_{b}"), format!("three_pairs/{b}_to_{a}"));
         let (u, v) = (rows(&golden, &to), rows(&golden, &back));
         let (n, d) = *u.shape();
-        let got = nce::on_host(&u.as_vec(), &v.as_vec(), temperatures[i], (n, 1, 1, d), [0.5; 2]);
+        let got =
+            nce::on_host(&u.as_vec(), &v.as_vec(), (temperatures[i], TemperatureForm::Relu), (n, 1, 1, d), [0.5; 2]);
         let loss = (got.losses[0] + got.losses[1]) / 2.0;
         weighted += weights[i] * loss / 3.0;
         // In the whole loss this pair counts `weight / 3`.
@@ -368,7 +369,12 @@ fn the_mean_over_pairs_is_the_references() {
         check(&golden, &format!("three_pairs/grad/{a}_to_{b}"), &by(&got.du));
         check(&golden, &format!("three_pairs/grad/{b}_to_{a}"), &by(&got.dv));
         let temperature = Cpu::default().tensor_from_vec(vec![temperatures[i]], (1,));
-        pairs.push(objective::nce::Pair::<Cpu, Tape> { u: u.retaped(), v: v.retaped(), temperature });
+        pairs.push(objective::nce::Pair::<Cpu, Tape> {
+            u: u.retaped(),
+            v: v.retaped(),
+            temperature,
+            form: TemperatureForm::Relu,
+        });
     }
     check(&golden, "three_pairs/loss", &[weighted]);
     let tensors: Vec<_> = pairs.iter().map(|p| (p.u.retaped::<NoneTape>(), p.temperature.clone())).collect();

@@ -46,7 +46,8 @@ impl<D: Backend> Imp<D> {
     ) -> Result<Scalar<D, T>, ModelError> {
         let taped = |PairVectors { streams: [a, b], vectors: [u, v] }: PairVectors<Rows<D>>| {
             let temperature = self.flat(&temperature_name(a, b))?.clone();
-            Ok(objective::nce::Pair { u: u.put_tape(T::default()), v: v.put_tape(T::default()), temperature })
+            let [u, v] = [u, v].map(|rows| rows.put_tape(T::default()));
+            Ok(objective::nce::Pair { u, v, temperature, form: self.config.temperature_form })
         };
         objective::nce::mean_over_pairs(pairs.into_iter().map(taped).collect::<Result<_, ModelError>>()?, tape)
     }
@@ -56,7 +57,7 @@ impl<D: Backend> Imp<D> {
         &self,
         batch: &Batch,
         call: &mut Call<D>,
-    ) -> Result<(Vec<PairVectors<Rows<D>>>, T), ModelError> {
+    ) -> Result<PairsOnTape<D, T>, ModelError> {
         let mut tape = T::default();
         let mut split = |rows: Rows<D, T>| {
             let (rows, of_rows) = rows.split_tape();
@@ -165,6 +166,9 @@ impl<D: Backend> Imp<D> {
         Ok(D::l2_normalise(self.common(pooled, source, target)?).map_err(device)?.as_vec())
     }
 }
+
+/// Vectors of all pairs, and the tape that led to them.
+type PairsOnTape<D, T> = (Vec<PairVectors<Rows<D>>>, T);
 
 /// Two streams of a batch, and of each the vectors in the space that it shares with the other, not normalised.
 pub(super) struct PairVectors<V> {

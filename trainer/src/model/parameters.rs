@@ -54,7 +54,8 @@ impl ModelConfig {
                 list.dense(&format!("{head}/wo"), self.common_width, self.common_width);
                 list.norm(&format!("{head}/norm"), self.common_width, true);
             }
-            list.push(temperature_name(a, b), &[1], Init::Constant(self.temperature));
+            let p = self.temperature_form.parameter(self.temperature);
+            list.push(temperature_name(a, b), &[1], Init::Constant(p));
         }
         for c in &self.classifiers {
             list.dense(&classifier_name(&c.corpus), self.width, c.n_classes);

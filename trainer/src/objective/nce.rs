@@ -6,7 +6,7 @@
 use dfdx::prelude::{HasShape, PutTape, ReshapeTo, SplitTape, Tape, TryAdd, TryMul};
 
 use crate::model::ModelError;
-use crate::ops::{Backend, Flat, Rows, Scalar};
+use crate::ops::{Backend, Flat, Rows, Scalar, TemperatureForm};
 
 /// One pair of streams, an instance per example.
 pub struct Pair<D: Backend, T: Tape<f32, D>> {
@@ -15,6 +15,7 @@ pub struct Pair<D: Backend, T: Tape<f32, D>> {
     pub v: Rows<D, T>,
     /// The pair's raw temperature.
     pub temperature: Flat<D>,
+    pub form: TemperatureForm,
 }
 
 /// `sum of the pair losses / number of pairs`; `tape` is what led to the vectors' common past.
@@ -28,7 +29,7 @@ pub fn mean_over_pairs<D: Backend, T: Tape<f32, D>>(
     let device = |e: D::Err| ModelError::Device(e.to_string());
     let n_pairs = pairs.len();
     let mut total: Option<Scalar<D>> = None;
-    for Pair { u, v, temperature } in pairs {
+    for Pair { u, v, temperature, form } in pairs {
         let ((n, width), (n_v, width_v)) = (*u.shape(), *v.shape());
         if (n, width) != (n_v, width_v) {
             return Err(ModelError::Values {
@@ -39,7 +40,7 @@ pub fn mean_over_pairs<D: Backend, T: Tape<f32, D>>(
         }
         let u = u.try_reshape_like(&(n, 1, width)).map_err(device)?;
         let v = v.try_reshape_like(&(n, 1, width)).map_err(device)?;
-        let (loss, of_pair) = D::nce(u, v, &temperature).map_err(device)?.split_tape();
+        let (loss, of_pair) = D::nce(u, v, &temperature, form).map_err(device)?.split_tape();
         tape = tape.merge(of_pair);
         let (sum, of_sum) = match total {
             Some(total) => loss.put_tape(T::default()).try_add(total).map_err(device)?.split_tape(),

@@ -98,8 +98,9 @@ impl Backend for Cpu {
         u: Tokens<Self, T>,
         v: Tokens<Self, T>,
         temperature: &Flat<Self>,
+        form: TemperatureForm,
     ) -> Result<Scalar<Self, T>, CpuError> {
-        nce::fused(u, v, temperature)
+        nce::fused(u, v, temperature, form)
     }
 
     fn softmax_cross_entropy<T: Tape<f32, Self>>(

@@ -107,8 +107,9 @@ impl Backend for Cuda {
         u: Tokens<Self, T>,
         v: Tokens<Self, T>,
         temperature: &Flat<Self>,
+        form: TemperatureForm,
     ) -> Result<Scalar<Self, T>, CudaError> {
-        nce::stock(u, v, temperature)
+        nce::stock(u, v, temperature, form)
     }
 
     fn softmax_cross_entropy<T: Tape<f32, Self>>(

@@ -3,26 +3,73 @@
 //! In: common-space vectors of both, not normalised, `[batch, instances, width]`, and the pair's raw temperature. Out: the
 //! loss. Never: negatives from outside the batch.
 //!
-//! `s = cosine / (relu(p) + 1e-6)`; each direction is the mean over examples of `logsumexp` over everything minus
+//! `s = cosine / temperature`, by the release `relu(p) + 1e-6` of a parameter ([`TemperatureForm`]); each direction is the mean over examples of `logsumexp` over everything minus
 //! `logsumexp` over the example's own instances. With one instance this is symmetric InfoNCE.
 //! Source: Akbari et al. 2023, arXiv:2305.06324, and the authors' release.
 
 use dfdx::prelude::*;
+use serde::{Deserialize, Serialize};
 
 use super::host::{self, Dst, Mat, MatMut, product, values};
 use super::{Flat, SMALL, Scalar, Tokens, l2_norm, simd};
+
+/// How a pair's parameter `p` becomes its temperature.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TemperatureForm {
+    /// `relu(p) + 1e-6`, the release's; pushed to 0 or below it has no gradient any more (IMP.md, trap T8).
+    #[default]
+    Relu,
+    /// `exp(p)`, held between [`LEAST_TEMPERATURE`] and [`GREATEST_TEMPERATURE`]; the gradient goes on beyond the bounds, so that a
+    /// parameter finds back.
+    Log,
+}
+
+/// The bound of Radford et al. 2021, arXiv:2103.00020: logits of 100.
+pub const LEAST_TEMPERATURE: f32 = 0.01;
+pub const GREATEST_TEMPERATURE: f32 = 10.0;
+
+impl TemperatureForm {
+    /// The parameter of a temperature.
+    pub fn parameter(self, temperature: f64) -> f64 {
+        match self {
+            Self::Relu => temperature,
+            Self::Log => temperature.ln(),
+        }
+    }
+
+    /// The temperature of a parameter, and its slope there.
+    fn temperature(self, p: f32) -> (f32, f32) {
+        match self {
+            Self::Relu => (p.max(0.0) + SMALL, if p > 0.0 { 1.0 } else { 0.0 }),
+            Self::Log => {
+                let tau = p.exp().clamp(LEAST_TEMPERATURE, GREATEST_TEMPERATURE);
+                (tau, tau)
+            }
+        }
+    }
+}
 
 /// The stock composition.
 pub fn stock<D: Device<f32>, T: Tape<f32, D>>(
     u: Tokens<D, T>,
     v: Tokens<D, T>,
     temperature: &Flat<D>,
+    form: TemperatureForm,
 ) -> Result<Scalar<D, T>, D::Err> {
     let (n, n_u, d) = *u.shape();
     let n_v = v.shape().1;
     let u = l2_norm::stock(u.try_reshape_like(&(n * n_u, d))?)?;
     let v = l2_norm::stock(v.try_reshape_like(&(n * n_v, d))?)?.try_permute::<_, Axes2<1, 0>>()?;
-    let tau = temperature.retaped::<T>().try_relu()?.try_add(SMALL)?.try_sum::<(), _>()?;
+    let tau = match form {
+        TemperatureForm::Relu => temperature.retaped::<T>().try_relu()?.try_add(SMALL)?,
+        TemperatureForm::Log => {
+            let p = temperature.as_vec()[0];
+            let held = p.clamp(LEAST_TEMPERATURE.ln(), GREATEST_TEMPERATURE.ln());
+            temperature.retaped::<T>().try_add(held - p)?.try_exp()?
+        }
+    };
+    let tau = tau.try_sum::<(), _>()?;
     let s = u.try_matmul(v)?;
     let s = s.try_div(tau.try_broadcast_like(&(n * n_u, n * n_v))?)?;
     let s = s.try_reshape_like(&(n, n_u, n, n_v))?.try_permute::<_, Axes4<0, 2, 1, 3>>()?;
@@ -50,14 +97,20 @@ pub struct Nce {
     pub d_temperature: f32,
 }
 
-/// The loss on host arrays; `weights` are those of the two directions in the gradient. `sizes` is (batch, instances of u,
+/// The loss on host arrays, `p` the pair's parameter; `weights` are those of the two directions in the gradient. `sizes` is (batch, instances of u,
 /// instances of v, width).
-pub fn on_host(u: &[f32], v: &[f32], p: f32, sizes: (usize, usize, usize, usize), weights: [f32; 2]) -> Nce {
+pub fn on_host(
+    u: &[f32],
+    v: &[f32],
+    (p, form): (f32, TemperatureForm),
+    sizes: (usize, usize, usize, usize),
+    weights: [f32; 2],
+) -> Nce {
     let (n, n_u, n_v, d) = sizes;
     let (rows, cols) = (n * n_u, n * n_v);
     let (u_unit, u_norms) = l2_norm::forward(u, d);
     let (v_unit, v_norms) = l2_norm::forward(v, d);
-    let tau = p.max(0.0) + SMALL;
+    let (tau, slope) = form.temperature(p);
     let mut s = vec![0.0; rows * cols];
     let (u_mat, v_mat) = (Mat::new(&u_unit, rows, d), Mat::new(&v_unit, cols, d));
     product(MatMut::new(&mut s, rows, cols), Dst::Overwrite, 1.0 / tau, u_mat, v_mat.t());
@@ -74,8 +127,7 @@ pub fn on_host(u: &[f32], v: &[f32], p: f32, sizes: (usize, usize, usize, usize)
     product(MatMut::new(&mut d_unit, cols, d), Dst::Overwrite, 1.0 / tau, ds_mat.t(), u_mat);
     let mut dv = vec![0.0; cols * d];
     l2_norm::backward(v, &v_norms, &d_unit, &mut dv, d);
-    let d_temperature = if p > 0.0 { d_tau } else { 0.0 };
-    Nce { losses: [loss_u, loss_v], similarity: s, du, dv, d_temperature }
+    Nce { losses: [loss_u, loss_v], similarity: s, du, dv, d_temperature: d_tau * slope }
 }
 
 /// One direction's loss, and `weight` times its gradient. `s` is `[n * n_own, n * n_other]`.
@@ -106,6 +158,7 @@ pub(super) fn fused<T: Tape<f32, Cpu>>(
     u: Tokens<Cpu, T>,
     v: Tokens<Cpu, T>,
     temperature: &Flat<Cpu>,
+    form: TemperatureForm,
 ) -> Result<Scalar<Cpu, T>, CpuError> {
     let (n, n_u, d) = *u.shape();
     let n_v = v.shape().1;
@@ -114,7 +167,7 @@ pub(super) fn fused<T: Tape<f32, Cpu>>(
     let mut tape = u_tape.merge(v_tape);
     let dev = u.device().clone();
     let p = host::values(temperature)[0];
-    let nce = on_host(&values(&u), &values(&v), p, (n, n_u, n_v, d), [0.5; 2]);
+    let nce = on_host(&values(&u), &values(&v), (p, form), (n, n_u, n_v, d), [0.5; 2]);
     let loss = dev.try_tensor_from_vec(vec![(nce.losses[0] + nce.losses[1]) * 0.5], ())?;
     let (u_ghost, v_ghost, loss_ghost, temperature) = (u.ghost(), v.ghost(), loss.ghost(), temperature.clone());
     tape.add_backward_op(move |grads| {

@@ -166,9 +166,12 @@ fn experts_layer(a: &Arrays, routing: &Routing, (n, t, d): (usize, usize, usize)
 }
 
 /// Arrays: u, v, temperature.
-fn nce_loss(a: &Arrays, n: usize, (n_u, n_v): (usize, usize), d: usize) -> f64 {
+fn nce_loss(a: &Arrays, form: TemperatureForm, n: usize, (n_u, n_v): (usize, usize), d: usize) -> f64 {
     let (u, v) = (unit_rows(&a[0], d), unit_rows(&a[1], d));
-    let tau = a[2][0].max(0.0) + EPS;
+    let tau = match form {
+        TemperatureForm::Relu => a[2][0].max(0.0) + EPS,
+        TemperatureForm::Log => a[2][0].exp(),
+    };
     let s = |i: usize, j: usize| (0..d).map(|c| u[i * d + c] * v[j * d + c]).sum::<f64>() / tau;
     let own = |i: usize| {
         logsumexp((0..n_u).flat_map(|a| (0..n_v).map(move |b| (a, b))).map(|(a, b)| s(i * n_u + a, i * n_v + b)))
@@ -332,8 +335,9 @@ fn losses() {
         let l = leaves(&a);
         let u = l[0].retaped::<Owned>().reshape_like(&(n, n_u, d));
         let v = l[1].retaped::<Owned>().reshape_like(&(n, n_v, d));
-        let y = Cpu::nce(u, v, &l[2]).unwrap();
-        check("nce", &a, &[1.0], &|a| vec![nce_loss(a, n, (n_u, n_v), d)], &gradients(y, &[1.0], &l));
+        let form = if seed == 0 { TemperatureForm::Log } else { TemperatureForm::Relu };
+        let y = Cpu::nce(u, v, &l[2], form).unwrap();
+        check("nce", &a, &[1.0], &|a| vec![nce_loss(a, form, n, (n_u, n_v), d)], &gradients(y, &[1.0], &l));
 
         let a = arrays(rng, &[(n * d, 2.0)]);
         let l = leaves(&a);

@@ -225,10 +225,11 @@ fn fused_losses_are_the_stock_ones() {
         let rng = &mut rng_for(seed, Role::Synth, &[4]);
         let (n, n_u, n_v, d) = (size(rng, 1, 30), size(rng, 1, 3), size(rng, 1, 3), size(rng, 2, 30));
         let (u, v) = (normal(rng, n * n_u * d, 1.0), normal(rng, n * n_v * d, 1.0));
-        let temperature = Cpu::default().tensor_from_vec(vec![0.3], (1,));
-        let [fused, stock] = [Cpu::nce::<Owned>, nce::stock::<Cpu, Owned>].map(|form| {
+        let (form, p) = [(TemperatureForm::Relu, 0.3), (TemperatureForm::Log, -0.8)][seed as usize % 2];
+        let temperature = Cpu::default().tensor_from_vec(vec![p], (1,));
+        let [fused, stock] = [Cpu::nce::<Owned>, nce::stock::<Cpu, Owned>].map(|op| {
             let u = u.retaped().reshape_like(&(n, n_u, d));
-            form(u, v.retaped().reshape_like(&(n, n_v, d)), &temperature).unwrap()
+            op(u, v.retaped().reshape_like(&(n, n_v, d)), &temperature, form).unwrap()
         });
         compare("nce", rng, fused, stock, &[u.clone(), v.clone(), temperature.clone()]);
 
@@ -241,6 +242,22 @@ fn fused_losses_are_the_stock_ones() {
         let stock = cross_entropy::stock_sigmoid(x(), &targets).unwrap();
         compare("sigmoid", rng, Cpu::sigmoid_cross_entropy(x(), &targets).unwrap(), stock, leaf);
     }
+}
+
+#[test]
+fn a_temperature_beyond_its_bounds_finds_back() {
+    let vectors = |seed| normal(&mut rng_for(seed, Role::Synth, &[8]), 12 * 6, 1.0).as_vec();
+    let (u, v) = (vectors(1), vectors(2));
+    // What a pair of strangers wants is a higher temperature: the loss falls as it rises.
+    for (form, p, stuck) in
+        [(TemperatureForm::Relu, -0.1, true), (TemperatureForm::Log, -9.0, false), (TemperatureForm::Log, -1.0, false)]
+    {
+        let nce = nce::on_host(&u, &v, (p, form), (12, 1, 1, 6), [0.5; 2]);
+        assert!(nce.losses.iter().all(|loss| loss.is_finite()), "{form:?} {p}");
+        assert_eq!(nce.d_temperature == 0.0, stuck, "{form:?} {p}");
+        assert!(nce.d_temperature <= 0.0, "{form:?} {p}: {}", nce.d_temperature);
+    }
+    assert!((TemperatureForm::Log.parameter(0.2) - 0.2_f64.ln()).abs() < 1e-12);
 }
 
 #[test]

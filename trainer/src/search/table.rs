@@ -84,7 +84,7 @@ pub fn write(path: &Path, embeddings: &Embeddings) -> Result<(), TableError> {
     std::fs::rename(&half, path).map_err(unwritten)
 }
 
-/// Reads what [`write`] wrote.
+/// Reads what [`write()`] wrote.
 ///
 /// # Errors
 /// The file is not there, damaged, or of another kind.

@@ -11,7 +11,7 @@ use crate::model::experts::Purpose;
 use crate::model::{Grads, HostTokens, Imp, ModelConfig, Preset, RawExperts, RawModel, Stream, patches};
 use crate::objective::nce::{Pair, mean_over_pairs};
 use crate::ops::experts::{self, Groups};
-use crate::ops::{Backend, Experts, Mask, Routed, Tokens, nce};
+use crate::ops::{Backend, Experts, Mask, Routed, TemperatureForm, Tokens, nce};
 use crate::optim::{AdamW, AdamWSettings};
 
 /// The model of a step file; its parameters are loaded by name.
@@ -160,14 +160,16 @@ fn a_whole_step_is_the_references() {
         check(&golden, "z_loss", &[z_losses]);
         let (n, d) = *common[0].shape();
         let p = golden.f32s("param/temperature").unwrap()[0];
-        let got = nce::on_host(&common[0].as_vec(), &common[1].as_vec(), p, (n, 1, 1, d), [0.5; 2]);
+        let got =
+            nce::on_host(&common[0].as_vec(), &common[1].as_vec(), (p, TemperatureForm::Relu), (n, 1, 1, d), [0.5; 2]);
         check(&golden, "sim", &got.similarity);
         check(&golden, "loss_vision_text", &got.losses[..1]);
         check(&golden, "loss_text_vision", &got.losses[1..]);
 
         let [u, v] = <[_; 2]>::try_from(common).ok().unwrap();
         let temperature = model.flat("temperature/text_vision").unwrap().clone();
-        let mut loss = mean_over_pairs(vec![Pair { u, v, temperature }], Tape::default()).unwrap();
+        let mut loss =
+            mean_over_pairs(vec![Pair { u, v, temperature, form: TemperatureForm::Relu }], Tape::default()).unwrap();
         check(&golden, "loss_nce", &loss.as_vec());
         for router_loss in router_losses {
             loss = loss + router_loss;
