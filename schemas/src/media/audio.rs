@@ -313,6 +313,9 @@ fn open(bytes: &[u8]) -> Result<Box<dyn FormatReader + '_>, MediaError> {
     })
 }
 
+/// Samples that a part gets room for at once; a longer one grows as it comes.
+const MOST_RESERVED: u64 = 1 << 20;
+
 /// Samples as they are collected.
 pub(super) struct Sound<'l> {
     pub rate: u32,
@@ -327,7 +330,11 @@ pub(super) struct Sound<'l> {
 
 impl<'l> Sound<'l> {
     pub(super) fn new(limits: &'l MediaLimits, keep: Keep) -> Self {
-        Self { rate: 0, channels: 0, n_samples: 0, samples: Vec::new(), keep, limits }
+        let n = match &keep {
+            Keep::Part(part) => part.end.saturating_sub(part.start).min(MOST_RESERVED) as usize,
+            Keep::All | Keep::None => 0,
+        };
+        Self { rate: 0, channels: 0, n_samples: 0, samples: Vec::with_capacity(n), keep, limits }
     }
 
     fn truncate(&mut self, n_samples: usize) {
