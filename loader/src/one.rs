@@ -22,6 +22,9 @@ use crate::record::{Meta, Place, Record};
 /// # Errors
 /// Why the file cannot make an example.
 pub fn batch_of_file(bytes: &[u8], medium: Modality, spec: &EvalSpec<'_>) -> Result<Batch, ContentFault> {
+    if i32::try_from(bytes.len()).is_err() {
+        return Err(ContentFault::Impossible { what: "a file of", found: format!("{} bytes", bytes.len()) });
+    }
     let recipe = spec.recipe("a file".to_owned(), vec![medium]);
     let mut meta = Meta::default();
     if medium == Modality::Video {

@@ -254,6 +254,30 @@ fn sixteen_bits_of_pcm_are_what_the_same_in_24_are_to_the_bit() {
     }
 }
 
+/// A WAV whose format is an identifier further on.
+fn extensible(valid_bits: u16, identifier: u8, body: &[u8]) -> Vec<u8> {
+    let plain = wav(0xFFFE, 1, 16, body);
+    let (head, tail) = plain.split_at(36);
+    let mut bytes = head.to_vec();
+    bytes[16..20].copy_from_slice(&40_u32.to_le_bytes());
+    bytes.extend([22, 0]);
+    bytes.extend(valid_bits.to_le_bytes());
+    bytes.extend([4, 0, 0, 0]);
+    bytes.extend([identifier, 0, 0, 0, 0, 0, 0x10, 0, 0x80, 0, 0, 0xAA, 0, 0x38, 0x9B, 0x71]);
+    bytes.extend(tail);
+    bytes
+}
+
+#[test]
+fn sixteen_bits_behind_an_identifier_are_what_symphonia_makes_of_them() {
+    let body = 1024_i16.to_le_bytes().repeat(50);
+    let (_, plain) = read_audio(&wav(1, 1, 16, &body), &LIMITS).unwrap();
+    assert_eq!(read_audio(&extensible(16, 1, &body), &LIMITS).unwrap().1, plain);
+    // Where fewer bits count symphonia reads it.
+    assert_eq!(read_audio(&extensible(12, 1, &body), &LIMITS).unwrap().1, plain);
+    assert!(read_audio(&extensible(16, 99, &body), &LIMITS).is_err());
+}
+
 #[test]
 fn channels_are_mixed_to_their_mean() {
     let body: Vec<u8> = [0.5_f32, -0.25, 0.0].iter().flat_map(|s| s.to_le_bytes()).collect();

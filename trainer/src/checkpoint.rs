@@ -132,28 +132,24 @@ pub fn load_model<D: Backend>(run: &Store, meta: &CheckpointMeta, model: &mut Im
     Ok(())
 }
 
-/// Reads the running mean of the parameters into `model`, where the run keeps one; says whether it does.
+/// Reads the running mean of the parameters into `model`.
 ///
 /// # Errors
-/// As [`load_model`].
+/// As [`load_model`]; a checkpoint without a mean.
 pub fn load_averaged<D: Backend>(
     run: &Store,
     meta: &CheckpointMeta,
     model: &mut Imp<D>,
-) -> Result<bool, CheckpointError> {
+) -> Result<(), CheckpointError> {
     let key = checkpoint_keys(meta.step).optimizer;
     let mut tensors = read(run, &key, &meta.optimizer_digest)?;
-    let names = model.names();
-    if !names.iter().any(|name| tensors.contains_key(&format!("ema/{name}"))) {
-        return Ok(false);
-    }
-    for name in names {
+    for name in model.names() {
         let missing = || CheckpointError::Missing { key: key.clone(), name: format!("ema/{name}") };
         let (shape, values) = tensors.remove(&format!("ema/{name}")).ok_or_else(missing)?;
         let unfit = |source| CheckpointError::Model { key: key.clone(), source };
         model.load(&name, &shape, &values).map_err(unfit)?;
     }
-    Ok(true)
+    Ok(())
 }
 
 /// Reads the moments and the step counter of a checkpoint into `optimizer`.
@@ -169,7 +165,13 @@ pub fn load_optimizer<D: Backend>(
     let mut tensors = read(run, &key, &meta.optimizer_digest)?;
     for name in optimizer.names() {
         let missing = || CheckpointError::Missing { key: key.clone(), name: name.clone() };
-        let (shape, values) = tensors.remove(&name).ok_or_else(missing)?;
+        let Some((shape, values)) = tensors.remove(&name) else {
+            // The run has begun to keep a mean: it goes on from the parameters.
+            if name.starts_with("ema/") {
+                continue;
+            }
+            return Err(missing());
+        };
         let unfit = |source| CheckpointError::Model { key: key.clone(), source };
         optimizer.load(&name, &shape, &values).map_err(unfit)?;
     }

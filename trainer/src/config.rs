@@ -8,7 +8,7 @@ use imp_schemas::modality::Modality;
 use imp_schemas::task::{Decode, Mixture, Objective, RawMixture, RawTask, RawView, Task, TaskError};
 use serde::{Deserialize, Serialize};
 
-use crate::model::RawModel;
+use crate::model::{ModelError, RawModel};
 use crate::optim::AdamWSettings;
 use crate::schedule::{RawSchedule, Schedule, ScheduleError};
 
@@ -166,6 +166,8 @@ pub enum ConfigError {
     Eval { name: String, source: TaskError },
     #[error(transparent)]
     Schedule(#[from] ScheduleError),
+    #[error(transparent)]
+    Model(#[from] ModelError),
 }
 
 impl TryFrom<RawTrain> for TrainConfig {
@@ -181,6 +183,7 @@ impl TryFrom<RawTrain> for TrainConfig {
         at_least_one("micro_batch", raw.micro_batch.unwrap_or(1) as u64)?;
         at_least_one("checkpoint_every", raw.checkpoint_every)?;
         at_least_one("keep_checkpoints", raw.keep_checkpoints as u64)?;
+        raw.optimizer.check()?;
         let saved = serde_json::to_value(&raw).unwrap_or_default();
         let evals = raw.eval.iter().map(|eval| check_eval(eval, &raw.mixture)).collect::<Result<_, _>>()?;
         Ok(Self {

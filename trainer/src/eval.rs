@@ -151,7 +151,7 @@ pub fn run<D: Backend>(
     Ok(scores)
 }
 
-/// The model of the run's newest checkpoint: the mean of its parameters where the run keeps one.
+/// The model of the run's newest checkpoint: the mean of its parameters where the config has the run keep one.
 pub(crate) fn newest<D: Backend>(
     config: &TrainConfig,
     store: &Store,
@@ -166,9 +166,10 @@ pub(crate) fn newest<D: Backend>(
     }
     let model_config = train::model_config(config, &manifests)?;
     let mut model = Imp::new(&model_config, config.mixture.seed(), dev)?;
-    checkpoint::load_model(run, &meta, &mut model)?;
-    if config.optimizer.ema > 0.0 {
-        checkpoint::load_averaged(run, &meta, &mut model)?;
+    train::check_same_model(&meta, config)?;
+    match config.optimizer.ema > 0.0 {
+        true => checkpoint::load_averaged(run, &meta, &mut model)?,
+        false => checkpoint::load_model(run, &meta, &mut model)?,
     }
     Ok((model, meta))
 }

@@ -74,8 +74,8 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         among: PathBuf,
         /// How many of each.
-        #[arg(short, value_name = "N", default_value_t = 5)]
-        n: usize,
+        #[arg(short, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+        n: u32,
         /// One JSON object instead of tables.
         #[arg(long)]
         json: bool,
@@ -213,7 +213,11 @@ fn command(command: Command) -> Result<()> {
                 100.0 * fitted.wait_seconds / fitted.seconds.max(1e-9),
                 run.url(),
             );
-            println!("{}", tables::of_shares(&shares::of(&run).into_diagnostic()?));
+            // The run is whole, whatever can be told of it.
+            match shares::of(&run) {
+                Ok(shares) => println!("{}", tables::of_shares(&shares)),
+                Err(error) => eprintln!("warning: what each task got cannot be told: {error}"),
+            }
             Ok(())
         }
         Command::Eval { place, json } => {
@@ -252,7 +256,7 @@ fn command(command: Command) -> Result<()> {
                 Some(file) => Query::File(file),
                 None => Query::Text(text.unwrap_or_default()),
             };
-            let found = device::search(&config, &store, &run, &among, &query, n).into_diagnostic()?;
+            let found = device::search(&config, &store, &run, &among, &query, n as usize).into_diagnostic()?;
             if json {
                 println!("{}", serde_json::to_string(&found).into_diagnostic()?);
             } else {

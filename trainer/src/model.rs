@@ -29,7 +29,7 @@ use imp_schemas::task::Objective;
 
 use crate::ops::Backend;
 use encoder::Call;
-use experts::Purpose;
+pub(crate) use experts::Purpose;
 
 pub use config::{Classifier, ModelConfig, Preset, QkvInit, RawModel, Stream};
 pub use error::ModelError;

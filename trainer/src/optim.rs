@@ -35,7 +35,9 @@ impl Default for AdamWSettings {
 }
 
 impl AdamWSettings {
-    fn check(&self) -> Result<(), ModelError> {
+    /// # Errors
+    /// [`ModelError::Optimizer`] with key, value and rule.
+    pub(crate) fn check(&self) -> Result<(), ModelError> {
         let rule = |holds: bool, key, found, rule| match holds {
             true => Ok(()),
             false => Err(ModelError::Optimizer { key, found, rule }),

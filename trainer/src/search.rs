@@ -5,7 +5,9 @@
 
 mod table;
 
-use std::path::PathBuf;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::path::{Path, PathBuf};
 
 use imp_loader::{ContentFault, batch_of_file};
 use imp_schemas::store::Store;
@@ -13,7 +15,7 @@ use serde::Serialize;
 
 use crate::config::{Eval, TrainConfig};
 use crate::eval::{self, Embedder, EvalError, distinct, spec_of, top_k};
-use crate::model::Stream;
+use crate::model::{ExpertsConfig, Stream};
 use crate::ops::Backend;
 use crate::train::media_streams;
 
@@ -24,8 +26,10 @@ pub use table::{TableError, read, write};
 pub struct Embeddings {
     /// Updates that the checkpoint had seen.
     pub step: u64,
-    /// Of the checkpoint's parameters.
+    /// Of the checkpoint's file of parameters.
     pub model_digest: String,
+    /// Of what besides the checkpoint decides a vector.
+    pub made_by: String,
     /// Name of the evaluation.
     pub eval: String,
     pub corpus: String,
@@ -54,7 +58,7 @@ pub struct EmbeddedRow {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Query {
     Text(String),
-    /// A picture, a clip or a sound, as the evaluation has them.
+    /// A picture, a clip or a sound: the first of the evaluation's media that it is.
     File(PathBuf),
 }
 
@@ -68,7 +72,7 @@ pub struct Found {
 /// One row that is near.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Hit {
-    /// Cosine.
+    /// Cosine; of an evaluation with two media, and a text, the sum over both.
     pub score: f32,
     pub row: u64,
     pub key: String,
@@ -83,9 +87,15 @@ pub enum SearchError {
     #[error("the config has no `[[train.eval]]` named `{name}`; it has {known}")]
     UnknownEval { name: String, known: String },
     #[error(
-        "the embeddings are of the checkpoint after {found} steps, the run's newest is after {newest}; run `imp-train embed` again"
+        "the embeddings were made by another checkpoint or another config (after {found} steps, the run's newest is after {newest}); run `imp-train embed` again"
     )]
-    OtherCheckpoint { found: u64, newest: u64 },
+    Other { found: u64, newest: u64 },
+    #[error(
+        "`train.model.experts.eval_groups` is `batch`: what a query becomes depends on its company, and it has none; set it to `example` and run `imp-train embed` again"
+    )]
+    InCompany,
+    #[error("the text to search for is empty")]
+    Empty,
     #[error("cannot read `{}`", path.display())]
     Read { path: PathBuf, source: std::io::Error },
     #[error("`{}` is not what evaluation `{eval}` embeds ({wanted})", path.display())]
@@ -119,6 +129,11 @@ pub fn embed<D: Backend>(
     let width = model.config().common_width();
     let (texts, own) = distinct(&items.captions);
     let groups: Vec<Vec<String>> = texts.iter().map(|text| vec![text.clone()]).collect();
+    // The first record that has each caption.
+    let mut first = vec![0; texts.len()];
+    for (record, own) in own.iter().enumerate().rev() {
+        own.iter().for_each(|&text| first[text] = record);
+    }
     let mut rows = Vec::new();
     for (stream, vectors) in &items.media {
         rows.extend(vectors.chunks_exact(width).enumerate().map(|(i, vector)| EmbeddedRow {
@@ -131,12 +146,11 @@ pub fn embed<D: Backend>(
         }));
         let vectors = embedder.texts(&groups, *stream, eval)?;
         for (idx, vector) in vectors.chunks_exact(width).enumerate() {
-            let first = own.iter().position(|own| own.contains(&idx)).unwrap_or(0);
             rows.push(EmbeddedRow {
                 stream: Stream::Text,
                 space: *stream,
-                row: items.rows[first],
-                key: items.keys[first].clone(),
+                row: items.rows[first[idx]],
+                key: items.keys[first[idx]].clone(),
                 text: texts[idx].clone(),
                 vector: vector.to_vec(),
             });
@@ -145,6 +159,7 @@ pub fn embed<D: Backend>(
     Ok(Embeddings {
         step: meta.step,
         model_digest: meta.model_digest.to_string(),
+        made_by: made_by(config, eval),
         eval: eval.name.clone(),
         corpus: eval.task().corpora()[0].clone(),
         split: eval.task().split().to_owned(),
@@ -168,8 +183,14 @@ pub fn search<D: Backend>(
 ) -> Result<Found, SearchError> {
     let eval = named(config, &among.eval)?;
     let (model, meta) = eval::newest(config, store, run, dev)?;
-    if (meta.step, meta.model_digest.to_string()) != (among.step, among.model_digest.clone()) {
-        return Err(SearchError::OtherCheckpoint { found: among.step, newest: meta.step });
+    if (meta.model_digest.to_string(), made_by(config, eval)) != (among.model_digest.clone(), among.made_by.clone()) {
+        return Err(SearchError::Other { found: among.step, newest: meta.step });
+    }
+    if model.config().experts().is_some_and(ExpertsConfig::depends_on_batch) {
+        return Err(SearchError::InCompany);
+    }
+    if matches!(query, Query::Text(text) if text.trim().is_empty()) {
+        return Err(SearchError::Empty);
     }
     eval::check_trained(&model, eval)?;
     let embedder = Embedder::new(store, &model, &meta.tokenizer_digest)?;
@@ -181,35 +202,56 @@ pub fn search<D: Backend>(
             .collect::<Result<_, EvalError>>()?,
         Query::File(path) => vec![of_file(&embedder, eval, path)?],
     };
-    let hits = |wanted: &dyn Fn(&EmbeddedRow, Stream) -> bool| {
-        let scored: Vec<Hit> = queries
-            .iter()
-            .flat_map(|(stream, vector)| {
-                let near = among.rows.iter().filter(|row| wanted(row, *stream));
-                near.map(move |row| Hit {
-                    score: row.vector.iter().zip(vector).map(|(a, b)| a * b).sum(),
-                    row: row.row,
-                    key: row.key.clone(),
-                    text: row.text.clone(),
-                })
-            })
-            .collect();
-        let scores: Vec<f32> = scored.iter().map(|hit| hit.score).collect();
-        top_k(&scores, n).into_iter().map(|i| scored[i].clone()).collect()
-    };
+    let media = |row: &EmbeddedRow, stream| row.stream == stream;
+    let captions = |row: &EmbeddedRow, stream| row.stream == Stream::Text && row.space == stream;
     Ok(Found {
-        media: hits(&|row, stream| row.stream == stream),
-        captions: hits(&|row, stream| row.stream == Stream::Text && row.space == stream),
+        media: nearest(among, &queries, &media, &|row| (row.row, ""), n),
+        captions: nearest(among, &queries, &captions, &|row| (0, &row.text), n),
     })
+}
+
+/// The `n` rows nearest to `queries`, best first. What `same` says of two rows alike is one hit, whose scores in the spaces of the queries
+/// are added, as evaluations add them.
+fn nearest(
+    among: &Embeddings,
+    queries: &[(Stream, Vec<f32>)],
+    wanted: &dyn Fn(&EmbeddedRow, Stream) -> bool,
+    same: &dyn for<'r> Fn(&'r EmbeddedRow) -> (u64, &'r str),
+    n: usize,
+) -> Vec<Hit> {
+    let mut place: HashMap<(u64, &str), usize> = HashMap::new();
+    let (mut scores, mut rows) = (Vec::new(), Vec::new());
+    for (stream, vector) in queries {
+        for row in among.rows.iter().filter(|row| wanted(row, *stream)) {
+            let score: f32 = row.vector.iter().zip(vector).map(|(a, b)| a * b).sum();
+            match place.entry(same(row)) {
+                Entry::Occupied(at) => scores[*at.get()] += score,
+                Entry::Vacant(at) => {
+                    at.insert(rows.len());
+                    scores.push(score);
+                    rows.push(row);
+                }
+            }
+        }
+    }
+    let hit =
+        |i: usize| Hit { score: scores[i], row: rows[i].row, key: rows[i].key.clone(), text: rows[i].text.clone() };
+    top_k(&scores, n).into_iter().map(hit).collect()
+}
+
+/// What besides the checkpoint decides a vector: two runs of a program that agree in it make the same ones.
+fn made_by(config: &TrainConfig, eval: &Eval) -> String {
+    let spelled = serde_json::to_vec(&(&config.model, config.optimizer.ema > 0.0, eval.mixture()));
+    blake3::hash(&spelled.unwrap_or_default()).to_hex().to_string()
 }
 
 /// The first of the evaluation's media that the file is.
 fn of_file<D: Backend>(
     embedder: &Embedder<'_, D>,
     eval: &Eval,
-    path: &PathBuf,
+    path: &Path,
 ) -> Result<(Stream, Vec<f32>), SearchError> {
-    let bytes = std::fs::read(path).map_err(|source| SearchError::Read { path: path.clone(), source })?;
+    let bytes = std::fs::read(path).map_err(|source| SearchError::Read { path: path.to_owned(), source })?;
     let mut failed = None;
     for &medium in &eval.media {
         let batch = match batch_of_file(&bytes, medium, &spec_of(eval)) {
@@ -228,5 +270,5 @@ fn of_file<D: Backend>(
     }
     let wanted = eval.media.iter().map(|m| m.name()).collect::<Vec<_>>().join(" or ");
     let source = failed.unwrap_or(ContentFault::NoMedium);
-    Err(SearchError::File { path: path.clone(), eval: eval.name.clone(), wanted, source })
+    Err(SearchError::File { path: path.to_owned(), eval: eval.name.clone(), wanted, source })
 }

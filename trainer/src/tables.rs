@@ -212,7 +212,11 @@ pub fn of_shares(shares: &[TaskShare]) -> Table {
         let percent = |part: f64, of: f64| format!("{:.1}", 100.0 * part / of);
         table.add_row([
             share.name.clone(),
-            share.n_steps.to_string(),
+            if share.n_steps == share.planned.0 {
+                share.n_steps.to_string()
+            } else {
+                format!("{} of {} planned", share.n_steps, share.planned.0)
+            },
             percent(share.n_steps as f64, steps),
             share.n_examples.to_string(),
             percent(share.n_examples as f64, examples),

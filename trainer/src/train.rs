@@ -19,7 +19,7 @@ use crate::checkpoint::{self, CheckpointError, Saved};
 use crate::config::TrainConfig;
 use crate::ledger::{Ledger, LedgerError};
 use crate::metrics::{Metrics, StepMetrics};
-use crate::model::{Classifier, Imp, ModelConfig, ModelError, Stream};
+use crate::model::{Classifier, Imp, ModelConfig, ModelError, Purpose, RawModel, Stream};
 use crate::ops::Backend;
 use crate::optim::AdamW;
 
@@ -52,6 +52,10 @@ pub enum TrainError {
     #[error("step {step}, task `{task}` failed; the newest checkpoint is the one before it")]
     Step { step: u64, task: String, source: ModelError },
     #[error(
+        "`train.model.{key}` is {wanted}, but the run's checkpoint was trained with {found}; set it back, or begin another run"
+    )]
+    OtherModel { key: &'static str, found: String, wanted: String },
+    #[error(
         "task `{task}` trains `softmax` on corpus `{corpus}`, whose manifest lists no classes; ingest it with labels"
     )]
     NoClasses { task: String, corpus: String },
@@ -75,9 +79,13 @@ pub fn fit<D: Backend>(
     let model_config = model_config(config, loader.manifests())?;
     let tokenizer = tokenizer_digest(loader.manifests());
     let mut model = Imp::new(&model_config, config.mixture.seed(), dev)?;
+    if let Some(meta) = &start {
+        check_same_model(meta, config)?;
+        checkpoint::load_model(run, meta, &mut model)?;
+    }
+    // A mean that the run did not keep before begins with the parameters that it has now.
     let mut optimizer = AdamW::new(&model, config.optimizer)?;
     if let Some(meta) = &start {
-        checkpoint::load_model(run, meta, &mut model)?;
         checkpoint::load_optimizer(run, meta, &mut optimizer)?;
     }
     let first_step = start.as_ref().map_or(0, |meta| meta.step);
@@ -143,6 +151,30 @@ pub fn newest_checkpoint(run: &Store) -> Result<Option<CheckpointMeta>, Checkpoi
     checkpoint::steps(run)?.last().map(|&step| checkpoint::meta(run, step)).transpose()
 }
 
+/// Keys of `[train.model]` that say what parameters mean and do not show in their shapes.
+const MEANINGS: [&str; 4] = ["heads", "temperature_form", "log_mel_mean_std", "experts.router"];
+
+/// The parameters of a checkpoint mean what they meant.
+///
+/// # Errors
+/// [`TrainError::OtherModel`] with the key that differs, and both values.
+pub(crate) fn check_same_model(meta: &CheckpointMeta, config: &TrainConfig) -> Result<(), TrainError> {
+    // Read as a model and written again: keys that are absent have their values.
+    let spelled = |raw: &RawModel| serde_json::to_value(raw).unwrap_or_default();
+    let Ok(before) = serde_json::from_value::<RawModel>(meta.config["model"].clone()) else { return Ok(()) };
+    let (before, now) = (spelled(&before), spelled(&config.model));
+    for key in MEANINGS {
+        let at = format!("/{}", key.replace('.', "/"));
+        let Some((found, wanted)) = before.pointer(&at).zip(now.pointer(&at)) else { continue };
+        // A preset's value stands for itself.
+        if found != wanted && !found.is_null() && !wanted.is_null() {
+            let (found, wanted) = (found.to_string(), wanted.to_string());
+            return Err(TrainError::OtherModel { key, found, wanted });
+        }
+    }
+    Ok(())
+}
+
 /// The model that the config's tasks need over these corpora: heads for every pair that a contrastive task trains, a
 /// classifier for every labelled corpus that a softmax task trains.
 ///
@@ -186,8 +218,18 @@ pub fn model_config(config: &TrainConfig, manifests: &BTreeMap<String, Snapshot>
         for (view_idx, view) in task.views().iter().enumerate() {
             for (stream, n_tokens) in tokens_by_stream(view, &patching) {
                 let call = format!("task `{}`, view {view_idx}, {stream}", task.name());
-                model.check_capacity(&call, view.n(), n_tokens)?;
+                // Parts of a batch differ by one example at most.
+                let n_parts = view.n().div_ceil(config.micro_batch.unwrap_or(view.n()).max(1)).max(1);
+                for n in [view.n() / n_parts, view.n().div_ceil(n_parts)] {
+                    model.check_capacity(Purpose::Train, &call, n, n_tokens)?;
+                }
             }
+        }
+    }
+    for eval in &config.evals {
+        for (stream, n_tokens) in tokens_by_stream(&eval.task().views()[0], &patching) {
+            let call = format!("evaluation `{}`, {stream}", eval.name);
+            model.check_capacity(Purpose::Embed, &call, 1, n_tokens)?;
         }
     }
     Ok(model)

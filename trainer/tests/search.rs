@@ -90,16 +90,65 @@ fn a_file_of_the_corpus_finds_itself_and_a_caption_its_own() {
         assert!((by_text["media"][0]["score"].as_f64().unwrap() - f64::from(best)).abs() < 1e-4, "{by_text}");
     }
 
+    // What must be refused.
     let out = dir.path().join("images.parquet");
+    let company =
+        std::fs::read_to_string(&run_file).unwrap().replace("eval_groups = \"example\"", "eval_groups = \"batch\"");
+    let in_company = dir.path().join("company.toml");
+    std::fs::write(&in_company, company).unwrap();
+    let again = dir.path().join("again.parquet");
+    let again = again.to_str().unwrap();
+    let stderr = refused(&imp_train(&in_company, &["search", "--among", out.to_str().unwrap(), "a circle"]));
+    assert!(stderr.contains("made by another checkpoint or another config"), "{stderr}");
+    assert!(imp_train(&in_company, &["embed", "--eval", "images", "--out", again]).status.success());
+    let stderr = refused(&imp_train(&in_company, &["search", "--among", again, "a circle"]));
+    assert!(stderr.contains("`train.model.experts.eval_groups` is `batch`"), "{stderr}");
+    let stderr = refused(&imp_train(&run_file, &["search", "--among", out.to_str().unwrap(), " "]));
+    assert!(stderr.contains("the text to search for is empty"), "{stderr}");
     let out = out.to_str().unwrap();
     let stderr = refused(&imp_train(&run_file, &["search", "--among", out, "--file", run_file.to_str().unwrap()]));
     assert!(stderr.contains("is not what evaluation `images` embeds (image)"), "{stderr}");
+    let other = |from: &str, to: &str| {
+        let path = dir.path().join("other.toml");
+        let text = std::fs::read_to_string(&run_file).unwrap();
+        assert!(text.contains(from), "{from}");
+        std::fs::write(&path, text.replace(from, to)).unwrap();
+        path
+    };
+    let log = other("text_table = 16", "text_table = 16\ntemperature_form = \"log\"");
+    for command in [&["fit"][..], &["eval"]] {
+        let stderr = refused(&imp_train(&log, command));
+        assert!(
+            stderr.contains(
+                "`train.model.temperature_form` is \"log\", but the run's checkpoint was trained with \"relu\""
+            ),
+            "{stderr}"
+        );
+    }
+    let many = other("experts = { n = 2", "experts = { n = 32");
+    let stderr = refused(&imp_train(&many, &["embed", "--eval", "images", "--out", again]));
+    assert!(
+        stderr.contains(
+            "`train.model.experts.capacity_factor` is 1, must be larger, or `experts.n` (32) smaller: evaluation"
+        ),
+        "{stderr}"
+    );
+    let never = other("[train.loader]", "[train.optimizer]\nema = 1.5\n\n[train.loader]");
+    let stderr = refused(&imp_train(&never, &["eval"]));
+    assert!(stderr.contains("`train.optimizer.ema` is 1.5, must be at least 0 and below 1"), "{stderr}");
     let stderr = refused(&imp_train(&run_file, &["embed", "--eval", "nothing", "--out", out]));
     assert!(stderr.contains("no `[[train.eval]]` named `nothing`; it has images, clips, sounds"), "{stderr}");
-    assert!(imp_train(&run_file, &["fit"]).status.success());
+    // A run may begin to keep a mean of its parameters.
+    let averaged = other("[train.loader]", "[train.optimizer]\nema = 0.9\n\n[train.loader]");
+    let stderr = refused(&imp_train(&averaged, &["eval"]));
+    assert!(stderr.contains("lacks the tensor `ema/"), "{stderr}");
+    for command in ["fit", "eval"] {
+        let output = imp_train(&averaged, &[command]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
     let stderr = refused(&imp_train(&run_file, &["search", "--among", out, "a circle"]));
     assert!(
-        stderr.contains("the embeddings are of the checkpoint after 4 steps, the run's newest is after 8"),
+        stderr.contains("made by another checkpoint or another config (after 4 steps, the run's newest is after 8)"),
         "{stderr}"
     );
 }

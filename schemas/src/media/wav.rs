@@ -10,8 +10,9 @@ use super::{MediaError, first_bytes};
 /// Beyond this a header lies: the largest layout in use has 64 (seventh-order ambisonics).
 const MAX_CHANNELS: u16 = 64;
 const INTEGERS: u16 = 1;
-/// The format is the first field of an identifier further on.
+/// The format is an identifier further on.
 const EXTENSIBLE: u16 = 0xFFFE;
+const PCM_IDENTIFIER: [u8; 16] = [1, 0, 0, 0, 0, 0, 0x10, 0, 0x80, 0, 0, 0xAA, 0, 0x38, 0x9B, 0x71];
 
 /// The chunks of a file that matter.
 pub(super) struct Wav<'a> {
@@ -106,9 +107,14 @@ impl<'a> Wav<'a> {
     /// `None` for samples of another kind.
     pub fn pcm16(&self) -> Option<Pcm16<'a>> {
         let field = |at: usize| self.format.get(at..at + 2).map(|b| u16::from_le_bytes([b[0], b[1]]));
-        let kind = if field(0)? == EXTENSIBLE { field(24)? } else { field(0)? };
         let (channels, block, bits) = (field(2)?, field(12)?, field(14)?);
-        if kind != INTEGERS || bits != 16 || block != channels.checked_mul(2)? {
+        let integers = match field(0)? {
+            INTEGERS => true,
+            // Length of what follows, bits that count, identifier of the format.
+            EXTENSIBLE => field(16)? == 22 && field(18)? == 16 && self.format.get(24..40)? == PCM_IDENTIFIER,
+            _ => false,
+        };
+        if !integers || bits != 16 || block != channels.checked_mul(2)? {
             return None;
         }
         let rate = u32::from(field(4)?) | u32::from(field(6)?) << 16;

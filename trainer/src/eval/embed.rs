@@ -117,6 +117,11 @@ impl<'a, D: Backend> Embedder<'a, D> {
             items.keys.extend(batch.keys);
             items.rows.extend(batch.rows);
         }
+        if items.n() == 0 {
+            let found = format!("split `{}` of corpus `{corpus}` gives no example", eval.task().split());
+            let wanted = "at least one record with what it embeds";
+            return Err(EvalError::Corpus { name: eval.name.clone(), found, wanted });
+        }
         Ok(items)
     }
 

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::{ExpertsConfig, ModelError, RawExperts};
 use crate::ops::TemperatureForm;
+use crate::ops::nce::{GREATEST_TEMPERATURE, LEAST_TEMPERATURE};
 
 /// A kind of token sequence. Image and video share one: an image is a clip of equal frames.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -211,6 +212,12 @@ impl ModelConfig {
         let temperature = raw.temperature.unwrap_or(usual);
         let warm = temperature.is_finite() && temperature > 0.0;
         hold(warm, "temperature", temperature, || "above 0".to_owned())?;
+        if raw.temperature_form == TemperatureForm::Log {
+            let bounds = f64::from(LEAST_TEMPERATURE)..=f64::from(GREATEST_TEMPERATURE);
+            hold(bounds.contains(&temperature), "temperature", temperature, || {
+                format!("between {LEAST_TEMPERATURE} and {GREATEST_TEMPERATURE} with `temperature_form = \"log\"`")
+            })?;
+        }
         let text_embedding_std = raw.text_embedding_std.unwrap_or(1.0 / (width as f64).sqrt());
         let spread = text_embedding_std.is_finite() && text_embedding_std > 0.0;
         hold(spread, "text_embedding_std", text_embedding_std, || "above 0".to_owned())?;

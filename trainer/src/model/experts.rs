@@ -62,7 +62,7 @@ pub struct RawExperts {
     /// Experts that a token meets on average; under `token_choice` the room that experts have for each of a token's choices.
     #[serde(default = "RawExperts::release_capacity_factor")]
     pub capacity_factor: f64,
-    /// Most tokens that compete with each other.
+    /// Most tokens that compete with each other; not where those of one example do (`eval_groups = "example"`).
     #[serde(default = "RawExperts::release_group_tokens")]
     pub group_tokens: usize,
     /// Weight of the router's z-loss, for every block and call; the release adds it with 1 (IMP.md, trap T4).
@@ -192,19 +192,32 @@ impl ExpertsConfig {
         }
     }
 
-    /// Feed-forwards that a token goes through in one of these blocks, on average, if no expert is short of tokens.
+    /// Experts that have room for a token, on average.
+    fn room_per_token(&self) -> f64 {
+        match self.routing.choice {
+            Choice::Experts => self.routing.capacity_factor,
+            Choice::Tokens { top_k } => top_k as f64 * self.routing.capacity_factor,
+        }
+    }
+
+    /// Feed-forwards that a token goes through in one of these blocks, on average, if experts are used evenly.
     pub(super) fn ffns_per_token(&self) -> f64 {
-        let choices = match self.routing.choice {
-            Choice::Experts => 1.0,
-            Choice::Tokens { top_k } => top_k as f64,
+        let most = match self.routing.choice {
+            Choice::Experts => self.n,
+            Choice::Tokens { top_k } => top_k,
         };
-        (choices * self.routing.capacity_factor).min(self.n as f64)
+        self.room_per_token().min(most as f64)
+    }
+
+    /// Whether an embedding depends on what it is computed with.
+    pub fn depends_on_batch(&self) -> bool {
+        self.eval_groups == EvalGroups::Batch
     }
 }
 
 /// What a call of the encoder is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Purpose {
+pub(crate) enum Purpose {
     Train,
     Embed,
 }
@@ -215,25 +228,35 @@ impl ModelConfig {
         self.experts.as_ref().is_some_and(|experts| experts.is_sparse(i))
     }
 
-    /// Whether each expert gets a token in every call of `n` examples of `n_tokens` tokens.
+    /// Whether each expert gets a token in a call of `n` examples of `n_tokens` tokens. What an evaluation embeds is looked at only where
+    /// tokens of one example compete: otherwise it depends on how many happen to come together.
     ///
     /// # Errors
     /// [`ModelError::Config`] names the group that is too small; `call` says whose it is.
-    pub fn check_capacity(&self, call: &str, n: usize, n_tokens: usize) -> Result<(), ModelError> {
+    pub(crate) fn check_capacity(
+        &self,
+        purpose: Purpose,
+        call: &str,
+        n: usize,
+        n_tokens: usize,
+    ) -> Result<(), ModelError> {
         let Some(experts) = &self.experts else { return Ok(()) };
-        let routing = experts.routing(Purpose::Train);
-        let choices = experts.ffns_per_token();
+        let routing = experts.routing(purpose);
+        if purpose == Purpose::Embed && routing.groups != Groups::PerExample {
+            return Ok(());
+        }
+        let room = experts.room_per_token();
         let least = routing.groups.ranges(n, n_tokens).into_iter().map(|g| g.len()).min().unwrap_or(0);
-        hold(capacity(choices, least, experts.n) > 0, "experts.capacity_factor", routing.capacity_factor, || {
+        hold(capacity(room, least, experts.n) > 0, "experts.capacity_factor", routing.capacity_factor, || {
             format!(
-                "larger, or `experts.n` ({}) smaller: {call} routes groups of {least} tokens, of which an expert takes {choices} * {least} / {}, rounded to 0",
+                "larger, or `experts.n` ({}) smaller: {call} routes groups of {least} tokens, of which an expert takes {room} * {least} / {}, rounded to 0",
                 experts.n, experts.n
             )
         })
     }
 }
 
-/// Means over the blocks with experts and the calls of the encoder of one step; the losses are sums, as the objective has them.
+/// Means over the blocks with experts and the calls of the encoder of one step; z-losses are added up, as the objective has them.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct RoutingSummary {
     /// Sum of the router z-losses, not weighted.

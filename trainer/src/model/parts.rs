@@ -9,8 +9,7 @@
 use std::ops::Range;
 
 use dfdx::prelude::{
-    Backward, Gradients, HasShape, Merge, NoneTape, OwnedTape, PutTape, SplitTape, Storage, SumTo, Trace, TryAdd,
-    TryMul,
+    Backward, Gradients, HasShape, Merge, NoneTape, OwnedTape, PutTape, SplitTape, SumTo, Trace, TryAdd, TryMul,
 };
 use imp_schemas::batch::{AudioBatch, Batch, TextBatch, VisionBatch};
 use imp_schemas::task::Objective;
@@ -38,19 +37,19 @@ impl<D: Backend> Imp<D> {
         if n_parts <= 1 {
             return self.loss(objective, corpus, batch);
         }
-        let ranges = (0..n_parts).map(|i| i * n / n_parts..(i + 1) * n / n_parts);
-        let parts: Vec<(f32, Batch)> =
-            ranges.map(|range| (range.len() as f32 / n as f32, part(batch, range))).collect();
+        let parts: Vec<Range<usize>> = (0..n_parts).map(|i| i * n / n_parts..(i + 1) * n / n_parts).collect();
         let mut sum = Sum { value: 0.0, grads: None, stats: Vec::new() };
         match objective {
-            Objective::Nce => self.nce_in_parts(&parts, &mut sum)?,
+            Objective::Nce => self.nce_in_parts(batch, &parts, &mut sum)?,
             Objective::Softmax => {
-                for (share, part) in &parts {
+                for range in &parts {
+                    let share = range.len() as f32 / n as f32;
                     let mut call = Call::new(&self.config, Purpose::Train);
-                    let loss = self.objective::<OwnedTape<f32, D>>(objective, corpus, part, &mut call)?;
+                    let part = part(batch, range);
+                    let loss = self.objective::<OwnedTape<f32, D>>(objective, corpus, &part, &mut call)?;
                     sum.value += share * scalar_value(&loss);
-                    self.add(loss.try_mul(*share).map_err(device)?, &mut sum)?;
-                    sum.note(call, *share);
+                    self.add(loss.try_mul(share).map_err(device)?, &mut sum)?;
+                    sum.note(call, share);
                 }
             }
         }
@@ -61,11 +60,11 @@ impl<D: Backend> Imp<D> {
         Ok(Loss { value: sum.value, grads, routing: RoutingSummary::of(&sum.stats) })
     }
 
-    fn nce_in_parts(&self, parts: &[(f32, Batch)], sum: &mut Sum<D>) -> Result<(), ModelError> {
+    fn nce_in_parts(&self, batch: &Batch, parts: &[Range<usize>], sum: &mut Sum<D>) -> Result<(), ModelError> {
         let mut whole: Vec<PairVectors<Vec<f32>>> = Vec::new();
-        for (_, part) in parts {
+        for range in parts {
             let mut call = Call::new(&self.config, Purpose::Train);
-            let (pairs, NoneTape) = self.pair_vectors::<NoneTape>(part, &mut call)?;
+            let (pairs, NoneTape) = self.pair_vectors::<NoneTape>(&part(batch, range), &mut call)?;
             for (i, pair) in pairs.into_iter().enumerate() {
                 let [u, v] = pair.vectors.map(|rows| rows.as_vec());
                 match whole.get_mut(i) {
@@ -98,15 +97,15 @@ impl<D: Backend> Imp<D> {
             leaves.iter().map(|pair| [0, 1].map(|side: usize| grads.get(&pair.vectors[side]).as_vec())).collect();
         sum.grads = Some(self.of_parameters(grads)?);
         // Once more, part by part: the product with those gradients has the gradients of the whole.
-        let mut start = 0;
-        for (share, part) in parts {
+        for range in parts {
+            let share = range.len() as f32 / batch.n() as f32;
             let mut call = Call::new(&self.config, Purpose::Train);
-            let (pairs, mut tape) = self.pair_vectors::<OwnedTape<f32, D>>(part, &mut call)?;
+            let (pairs, mut tape) = self.pair_vectors::<OwnedTape<f32, D>>(&part(batch, range), &mut call)?;
             let mut total: Scalar<D> = self.dev.try_zeros().map_err(device)?;
             for (pair, at) in pairs.into_iter().zip(&at_vectors) {
                 for (rows, at) in pair.vectors.into_iter().zip(at) {
-                    let shape @ (n, width) = *rows.shape();
-                    let slice = at[start * width..(start + n) * width].to_vec();
+                    let shape @ (_, width) = *rows.shape();
+                    let slice = at[range.start * width..range.end * width].to_vec();
                     let slice = self.dev.try_tensor_from_vec(slice, shape).map_err(device)?;
                     let product = rows.put_tape(OwnedTape::default()).try_mul(slice).map_err(device)?;
                     let with = product.try_sum::<(), _>().and_then(|p| p.try_add(total)).map_err(device)?;
@@ -114,15 +113,14 @@ impl<D: Backend> Imp<D> {
                     (total, tape) = (with, tape.merge(of_product));
                 }
             }
-            start += part.n();
             let mut loss = total.put_tape(tape);
             for router_loss in call.router_losses.drain(..) {
                 sum.value += share * scalar_value(&router_loss);
-                let weighted = router_loss.put_tape(OwnedTape::default()).try_mul(*share).map_err(device)?;
+                let weighted = router_loss.put_tape(OwnedTape::default()).try_mul(share).map_err(device)?;
                 loss = loss.try_add(weighted).map_err(device)?;
             }
             self.add(loss, sum)?;
-            sum.note(call, *share);
+            sum.note(call, share);
         }
         Ok(())
     }
@@ -144,9 +142,8 @@ impl<D: Backend> Imp<D> {
     fn of_parameters(&self, mut grads: Gradients<f32, D>) -> Result<Gradients<f32, D>, ModelError> {
         let mut kept = Gradients::leaky();
         for p in &self.parameters {
-            let empty = Storage::<f32>::try_alloc_len(&self.dev, 0).map_err(device)?;
-            let gradient = std::mem::replace(grads.get_or_alloc_mut(&p.tensor).map_err(device)?, empty);
-            *kept.get_or_alloc_mut(&p.tensor).map_err(device)? = gradient;
+            let gradient = grads.get_or_alloc_mut(&p.tensor).map_err(device)?;
+            std::mem::swap(kept.get_or_alloc_mut(&p.tensor).map_err(device)?, gradient);
         }
         Ok(kept)
     }
@@ -170,27 +167,27 @@ impl<D: Backend> Sum<D> {
 }
 
 /// Examples `range` of a batch.
-fn part(batch: &Batch, range: Range<usize>) -> Batch {
+fn part(batch: &Batch, range: &Range<usize>) -> Batch {
     let n = batch.n();
     fn rows<V: Clone>(all: &[V], n: usize, range: &Range<usize>) -> Vec<V> {
         let per = all.len() / n.max(1);
         all[range.start * per..range.end * per].to_vec()
     }
-    let kept = |kept: &Option<Vec<u32>>| kept.as_ref().map(|kept| rows(kept, n, &range));
+    let kept = |kept: &Option<Vec<u32>>| kept.as_ref().map(|kept| rows(kept, n, range));
     Batch {
-        examples: rows(&batch.examples, n, &range),
+        examples: rows(&batch.examples, n, range),
         vision: batch.vision.as_ref().map(|v| VisionBatch {
             resolution: v.resolution,
-            pixels: rows(&v.pixels, n, &range),
+            pixels: rows(&v.pixels, n, range),
             kept: kept(&v.kept),
         }),
         audio: batch.audio.as_ref().map(|a| AudioBatch {
             resolution: a.resolution,
-            log_mel: rows(&a.log_mel, n, &range),
+            log_mel: rows(&a.log_mel, n, range),
             kept: kept(&a.kept),
         }),
-        text: batch.text.as_ref().map(|t| TextBatch { n_tokens: t.n_tokens, ids: rows(&t.ids, n, &range) }),
-        labels: batch.labels.as_ref().map(|labels| rows(labels, n, &range)),
+        text: batch.text.as_ref().map(|t| TextBatch { n_tokens: t.n_tokens, ids: rows(&t.ids, n, range) }),
+        labels: batch.labels.as_ref().map(|labels| rows(labels, n, range)),
         ..*batch
     }
 }

@@ -39,7 +39,7 @@ pub struct Experts<D: Storage<f32>> {
 pub struct Routing {
     pub n_experts: usize,
     pub choice: Choice,
-    /// Experts that a token meets on average.
+    /// Experts that a token meets on average; when tokens choose, the room that experts have for each of a token's choices.
     pub capacity_factor: f64,
     pub groups: Groups,
     /// Weight of the mean over tokens of `logsumexp(logits)^2`.
@@ -71,7 +71,7 @@ pub struct Routed<D: Storage<f32>, T> {
     pub stats: RoutingStats,
 }
 
-/// The stock composition: gathers, one expert after the other, and a product with the one-hot matrix of what was chosen.
+/// The stock composition: gathers, one expert after the other.
 pub fn stock<D: Device<f32>, T: Tape<f32, D>>(
     x: Tokens<D, T>,
     layer: &Experts<D>,
@@ -123,12 +123,16 @@ pub fn stock<D: Device<f32>, T: Tape<f32, D>>(
         let gate =
             p.retaped::<T>().try_permute::<_, Axes2<1, 0>>()?.try_select(dev.try_tensor_from_vec(vec![expert], ())?)?;
         let gate = gate.try_gather(idx)?.try_broadcast_like::<_, Axis<1>>(&(k, d))?;
-        let mut places = vec![0.0; rows * k];
+        // Back to the tokens' places; a token that was not taken reads the first row, times nothing.
+        let (mut slots, mut taken) = (vec![0; rows], vec![0.0; rows]);
         for (slot, &token) in tokens.iter().enumerate() {
-            places[token as usize * k + slot] = 1.0;
+            (slots[token as usize], taken[token as usize]) = (slot, 1.0);
         }
-        let places = dev.try_tensor_from_vec(places, (rows, k))?;
-        let (sum, of_sum) = places.retaped::<T>().try_matmul(out.try_mul(gate)?)?.try_add(y)?.split_tape();
+        let slots = dev.try_tensor_from_vec(slots, (rows,))?;
+        let taken = dev.try_tensor_from_vec(taken, (rows,))?.retaped::<T>();
+        let placed = out.try_mul(gate)?.try_gather(slots)?;
+        let placed = placed.try_mul(taken.try_broadcast_like::<_, Axis<1>>(&(rows, d))?)?;
+        let (sum, of_sum) = placed.try_add(y)?.split_tape();
         (y, tape) = (sum, tape.merge(of_sum));
     }
     Ok(Routed { tokens: y.put_tape(tape).try_reshape_like(&shape)?, router_loss, stats })

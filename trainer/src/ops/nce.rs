@@ -3,7 +3,7 @@
 //! In: common-space vectors of both, not normalised, `[batch, instances, width]`, and the pair's raw temperature. Out: the
 //! loss. Never: negatives from outside the batch.
 //!
-//! `s = cosine / temperature`, by the release `relu(p) + 1e-6` of a parameter ([`TemperatureForm`]); each direction is the mean over examples of `logsumexp` over everything minus
+//! `s = cosine / temperature`, the temperature a [`TemperatureForm`] of the pair's parameter; each direction is the mean over examples of `logsumexp` over everything minus
 //! `logsumexp` over the example's own instances. With one instance this is symmetric InfoNCE.
 //! Source: Akbari et al. 2023, arXiv:2305.06324, and the authors' release.
 
@@ -20,8 +20,7 @@ pub enum TemperatureForm {
     /// `relu(p) + 1e-6`, the release's; pushed to 0 or below it has no gradient any more (IMP.md, trap T8).
     #[default]
     Relu,
-    /// `exp(p)`, held between [`LEAST_TEMPERATURE`] and [`GREATEST_TEMPERATURE`]; the gradient goes on beyond the bounds, so that a
-    /// parameter finds back.
+    /// `exp(p)`, held between [`LEAST_TEMPERATURE`] and [`GREATEST_TEMPERATURE`]. Beyond a bound only a gradient that leads back is one.
     Log,
 }
 
@@ -38,13 +37,29 @@ impl TemperatureForm {
         }
     }
 
-    /// The temperature of a parameter, and its slope there.
-    fn temperature(self, p: f32) -> (f32, f32) {
+    /// The temperature of a parameter.
+    fn temperature(self, p: f32) -> f32 {
         match self {
-            Self::Relu => (p.max(0.0) + SMALL, if p > 0.0 { 1.0 } else { 0.0 }),
+            Self::Relu => p.max(0.0) + SMALL,
+            Self::Log => p.exp().clamp(LEAST_TEMPERATURE, GREATEST_TEMPERATURE),
+        }
+    }
+
+    /// The gradient at the parameter, by that at the temperature.
+    fn gradient(self, p: f32, tau: f32, d_tau: f32) -> f32 {
+        match self {
+            Self::Relu => {
+                if p > 0.0 {
+                    d_tau
+                } else {
+                    0.0
+                }
+            }
             Self::Log => {
-                let tau = p.exp().clamp(LEAST_TEMPERATURE, GREATEST_TEMPERATURE);
-                (tau, tau)
+                // A step goes against the gradient.
+                let leads_out =
+                    (p < LEAST_TEMPERATURE.ln() && d_tau > 0.0) || (p > GREATEST_TEMPERATURE.ln() && d_tau < 0.0);
+                if leads_out { 0.0 } else { d_tau * tau }
             }
         }
     }
@@ -63,6 +78,7 @@ pub fn stock<D: Device<f32>, T: Tape<f32, D>>(
     let v = l2_norm::stock(v.try_reshape_like(&(n * n_v, d))?)?.try_permute::<_, Axes2<1, 0>>()?;
     let tau = match form {
         TemperatureForm::Relu => temperature.retaped::<T>().try_relu()?.try_add(SMALL)?,
+        // Here the gradient goes on beyond the bounds, either way.
         TemperatureForm::Log => {
             let p = temperature.as_vec()[0];
             let held = p.clamp(LEAST_TEMPERATURE.ln(), GREATEST_TEMPERATURE.ln());
@@ -110,7 +126,7 @@ pub fn on_host(
     let (rows, cols) = (n * n_u, n * n_v);
     let (u_unit, u_norms) = l2_norm::forward(u, d);
     let (v_unit, v_norms) = l2_norm::forward(v, d);
-    let (tau, slope) = form.temperature(p);
+    let tau = form.temperature(p);
     let mut s = vec![0.0; rows * cols];
     let (u_mat, v_mat) = (Mat::new(&u_unit, rows, d), Mat::new(&v_unit, cols, d));
     product(MatMut::new(&mut s, rows, cols), Dst::Overwrite, 1.0 / tau, u_mat, v_mat.t());
@@ -127,7 +143,7 @@ pub fn on_host(
     product(MatMut::new(&mut d_unit, cols, d), Dst::Overwrite, 1.0 / tau, ds_mat.t(), u_mat);
     let mut dv = vec![0.0; cols * d];
     l2_norm::backward(v, &v_norms, &d_unit, &mut dv, d);
-    Nce { losses: [loss_u, loss_v], similarity: s, du, dv, d_temperature: d_tau * slope }
+    Nce { losses: [loss_u, loss_v], similarity: s, du, dv, d_temperature: form.gradient(p, tau, d_tau) }
 }
 
 /// One direction's loss, and `weight` times its gradient. `s` is `[n * n_own, n * n_other]`.

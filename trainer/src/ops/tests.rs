@@ -250,7 +250,7 @@ fn a_temperature_beyond_its_bounds_finds_back() {
     let (u, v) = (vectors(1), vectors(2));
     // What a pair of strangers wants is a higher temperature: the loss falls as it rises.
     for (form, p, stuck) in
-        [(TemperatureForm::Relu, -0.1, true), (TemperatureForm::Log, -9.0, false), (TemperatureForm::Log, -1.0, false)]
+        [(TemperatureForm::Relu, -0.1, true), (TemperatureForm::Log, -9.0, false), (TemperatureForm::Log, 9.0, true)]
     {
         let nce = nce::on_host(&u, &v, (p, form), (12, 1, 1, 6), [0.5; 2]);
         assert!(nce.losses.iter().all(|loss| loss.is_finite()), "{form:?} {p}");

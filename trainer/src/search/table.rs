@@ -1,7 +1,7 @@
 //! Embeddings as a Parquet file, a row per vector, which any reader opens.
 //!
 //! Columns: `stream`, `space`, `row`, `key`, `text`, `embedding` (a list of fixed length). The footer's metadata says which checkpoint
-//! made them: `imp.step`, `imp.model_digest`, `imp.eval`, `imp.corpus`, `imp.split`. Never: half a file under the name that was asked for.
+//! made them: `imp.step`, `imp.model_digest`, `imp.made_by`, `imp.eval`, `imp.corpus`, `imp.split`. Never: half a file under the name that was asked for.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -59,6 +59,7 @@ pub fn write(path: &Path, embeddings: &Embeddings) -> Result<(), TableError> {
     let about = [
         ("imp.step", embeddings.step.to_string()),
         ("imp.model_digest", embeddings.model_digest.clone()),
+        ("imp.made_by", embeddings.made_by.clone()),
         ("imp.eval", embeddings.eval.clone()),
         ("imp.corpus", embeddings.corpus.clone()),
         ("imp.split", embeddings.split.clone()),
@@ -99,6 +100,7 @@ pub fn read(path: &Path) -> Result<Embeddings, TableError> {
     let mut embeddings = Embeddings {
         step,
         model_digest: said("imp.model_digest")?,
+        made_by: said("imp.made_by")?,
         eval: said("imp.eval")?,
         corpus: said("imp.corpus")?,
         split: said("imp.split")?,
@@ -115,6 +117,7 @@ pub fn read(path: &Path) -> Result<Embeddings, TableError> {
             let (names, named) = (strings(name)?, format!("stream in column `{name}`"));
             STREAMS.into_iter().find(|s| s.name() == names.value(i)).ok_or_else(|| foreign(&named))
         };
+        let (keys, texts) = (strings("key")?, strings("text")?);
         let row_numbers = column("row")?.as_primitive_opt::<Int64Type>().ok_or_else(|| foreign("numbers in `row`"))?;
         let vectors = column("embedding")?.as_fixed_size_list_opt().ok_or_else(|| foreign("vectors in `embedding`"))?;
         let values =
@@ -126,8 +129,8 @@ pub fn read(path: &Path) -> Result<Embeddings, TableError> {
                 stream: stream("stream", i)?,
                 space: stream("space", i)?,
                 row: row_numbers.value(i) as u64,
-                key: strings("key")?.value(i).to_owned(),
-                text: strings("text")?.value(i).to_owned(),
+                key: keys.value(i).to_owned(),
+                text: texts.value(i).to_owned(),
                 vector: values[(vectors.offset() + i) * width..(vectors.offset() + i + 1) * width].to_vec(),
             });
         }
@@ -154,6 +157,7 @@ mod tests {
         let embeddings = Embeddings {
             step: 7,
             model_digest: "0123".to_owned(),
+            made_by: "4567".to_owned(),
             eval: "images".to_owned(),
             corpus: "world".to_owned(),
             split: "test".to_owned(),

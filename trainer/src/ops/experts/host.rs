@@ -161,6 +161,8 @@ pub(in crate::ops) fn fused<T: Tape<f32, Cpu>>(
         // Taken out, so that each expert adds to its own part at the same time as the others.
         let mut dwi = std::mem::replace(grads.get_or_alloc_mut(&layer.wi)?, empty()?);
         let mut dwo = std::mem::replace(grads.get_or_alloc_mut(&layer.wo)?, empty()?);
+        // Copied once more, so that no copy of all experts waits for the way back.
+        let w = Weights::new(&layer, d, e);
         let (dx, drouter, dscale) = backward(&dy, by, kept, &w, &routing, &mut dwi, &mut dwo);
         *grads.get_or_alloc_mut(&layer.wi)? = dwi;
         *grads.get_or_alloc_mut(&layer.wo)? = dwo;
