@@ -264,6 +264,8 @@ def test_ctrl_c_ends_a_wait_and_other_threads_run_meanwhile(store, tmp_path):
     for shard in shards:
         shard.rename(shard.with_suffix(".real"))
         os.mkfifo(shard)
+    # What is started in the background of a script ignores the signal, and Python keeps it so.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with Loader(stuck, MIXTURE) as loader:
         threading.Timer(0.2, signal.raise_signal, [signal.SIGINT]).start()
         start = time.monotonic()
