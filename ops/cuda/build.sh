@@ -3,6 +3,9 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
+# `--check` compiles the kernels and type-checks what calls them, and links nothing.
+check=
+if [ "${1:-}" = --check ]; then check=1; shift; fi
 capability="${1:-9.0}"
 case "$capability" in
   [0-7].*) echo "error: compute capability $capability; dfdx's kernels need 8.0 or newer with CUDA 13" >&2; exit 1 ;;
@@ -33,6 +36,11 @@ done
 
 export CUDA_PATH="$cuda" CUDA_ROOT="$cuda" CUDA_COMPUTE_CAP="${capability/./}"
 export PATH="$kit/bin:$cuda/bin:$PATH"
+if [ -n "$check" ]; then
+  cargo check -p imp-trainer --features cuda
+  exit
+fi
+
 export LIBRARY_PATH="$kit/stub:$cuda/lib${LIBRARY_PATH:+:$LIBRARY_PATH}"
 export RUSTFLAGS="${RUSTFLAGS:-} -L native=$kit/stub -L native=$cuda/lib"
 
@@ -44,7 +52,7 @@ make_stub() {
 }
 touch "$kit/stub/symbols"
 make_stub
-build() { cargo build --release --target-dir target/cuda -p imp-trainer --features cuda; }
+build() { cargo build --release --target-dir target/cuda -p imp-trainer --features cuda --bin imp-train; }
 if ! build 2> >(tee "$kit/build.log" >&2); then
   grep -o 'undefined \(reference to\|symbol:\) [`'"'"']\?cu[A-Z][A-Za-z0-9_]*' "$kit/build.log" |
     grep -o 'cu[A-Z][A-Za-z0-9_]*$' >> "$kit/stub/symbols" || { echo "error: the build failed for another reason than the driver's stub" >&2; exit 1; }

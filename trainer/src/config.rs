@@ -9,6 +9,7 @@ use imp_schemas::task::{Decode, Mixture, Objective, RawMixture, RawTask, RawView
 use serde::{Deserialize, Serialize};
 
 use crate::model::{ModelError, RawModel};
+use crate::ops::Precision;
 use crate::optim::AdamWSettings;
 use crate::schedule::{RawSchedule, Schedule, ScheduleError};
 
@@ -24,6 +25,9 @@ pub struct RawTrain {
     /// `cpu` or `cuda:N`.
     #[serde(default = "cpu")]
     pub device: String,
+    /// What products compute in: `f32`, or `bf16` on CUDA, with f32 parameters, sums and moments.
+    #[serde(default)]
+    pub precision: Precision,
     /// Most examples in the encoder at a time; absent: the whole batch. Contrastive losses still see every vector of the batch: it is
     /// embedded once without gradients, and once more, part by part, with them. Experts choose among the tokens of a part.
     pub micro_batch: Option<usize>,
@@ -141,6 +145,8 @@ pub struct TrainConfig {
     pub steps: u64,
     pub threads: usize,
     pub device: String,
+    /// `bf16` on CUDA only.
+    pub precision: Precision,
     /// At least 1.
     pub micro_batch: Option<usize>,
     pub checkpoint_every: u64,
@@ -184,12 +190,17 @@ impl TryFrom<RawTrain> for TrainConfig {
         at_least_one("checkpoint_every", raw.checkpoint_every)?;
         at_least_one("keep_checkpoints", raw.keep_checkpoints as u64)?;
         raw.optimizer.check()?;
+        if raw.precision == Precision::Bf16 && raw.device == "cpu" {
+            let rule = "f32 where `train.device` is `cpu`; bf16 products need tensor cores";
+            return Err(ConfigError::Value { key: "precision".to_owned(), found: "bf16".to_owned(), rule });
+        }
         let saved = serde_json::to_value(&raw).unwrap_or_default();
         let evals = raw.eval.iter().map(|eval| check_eval(eval, &raw.mixture)).collect::<Result<_, _>>()?;
         Ok(Self {
             steps: raw.steps,
             threads: raw.threads,
             device: raw.device,
+            precision: raw.precision,
             micro_batch: raw.micro_batch,
             checkpoint_every: raw.checkpoint_every,
             keep_checkpoints: raw.keep_checkpoints,

@@ -6,10 +6,13 @@ use dfdx::tensor::Cuda;
 use imp_loader::Watch;
 use imp_schemas::store::Store;
 
+use crate::bench::{self, BenchLine, BenchOptions, Probe};
 use crate::config::TrainConfig;
 use crate::eval::{self, EvalError, Score, Scores};
-use crate::ops;
+use crate::model::ModelError;
+use crate::ops::{self, Precision};
 use crate::search::{self, Embeddings, Found, Query, SearchError};
+use crate::selftest::{self, Check};
 use crate::train::{self, Fitted, TrainError};
 
 /// A device that this build or machine does not have.
@@ -19,6 +22,10 @@ pub enum DeviceError {
     Unknown(String),
     #[error("`train.device` is `{0}`, but this build has no CUDA; build with `--features cuda` (ops/cuda)")]
     NoCuda(String),
+    #[error("`bf16` is for CUDA; on the CPU `precision` is `f32`")]
+    Bf16OnCpu,
+    #[error(transparent)]
+    Model(#[from] ModelError),
     #[error("device `{device}` cannot be opened: {detail}")]
     Open { device: String, detail: String },
     #[error(transparent)]
@@ -38,10 +45,17 @@ enum Device {
 }
 
 fn open(config: &TrainConfig) -> Result<Device, DeviceError> {
-    ops::set_threads(config.threads)?;
-    let name = config.device.as_str();
+    open_as(&config.device, config.precision, config.threads, config.mixture.seed())
+}
+
+/// Opens a device by name; on the CPU there is f32 only.
+fn open_as(name: &str, precision: Precision, threads: usize, seed: u64) -> Result<Device, DeviceError> {
+    ops::set_threads(threads)?;
     if name == "cpu" {
-        return Ok(Device::Cpu(Cpu::seed_from_u64(config.mixture.seed())));
+        return match precision {
+            Precision::F32 => Ok(Device::Cpu(Cpu::seed_from_u64(seed))),
+            Precision::Bf16 => Err(DeviceError::Bf16OnCpu),
+        };
     }
     match name.strip_prefix("cuda:").and_then(|ordinal| ordinal.parse::<usize>().ok()) {
         None => Err(DeviceError::Unknown(name.to_owned())),
@@ -49,10 +63,91 @@ fn open(config: &TrainConfig) -> Result<Device, DeviceError> {
         Some(_) => Err(DeviceError::NoCuda(name.to_owned())),
         #[cfg(feature = "cuda")]
         Some(ordinal) => {
-            let opened = Cuda::try_build(ordinal, config.mixture.seed());
+            let opened = ops::cuda::open(ordinal, seed, precision);
             let failed = |e| DeviceError::Open { device: name.to_owned(), detail: format!("{e:?}") };
             Ok(Device::Cuda(opened.map_err(failed)?))
         }
+    }
+}
+
+/// [`bench::run`] on the device of that name.
+///
+/// # Errors
+/// The device cannot be had, the sizes cannot be, or a step failed.
+pub fn bench(name: &str, precision: Precision, options: &BenchOptions) -> Result<BenchLine, DeviceError> {
+    let label = match precision {
+        Precision::F32 => "f32",
+        Precision::Bf16 => "bf16",
+    };
+    let peer = format!("imp-{}-{label}", name.split(':').next().unwrap_or(name));
+    match open_as(name, precision, options.threads, options.seed)? {
+        Device::Cpu(dev) => Ok(bench::run(&dev, options, peer, &Host)?),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(dev) => Ok(bench::run(&dev, options, peer, &dev)?),
+    }
+}
+
+/// Greatest memory of this process, MiB; 0 where the system does not tell.
+fn peak_rss_mib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    line.and_then(|l| l.trim().trim_end_matches(" kB").parse::<u64>().ok()).map_or(0, |kib| kib >> 10)
+}
+
+/// The CPU tells its memory only.
+struct Host;
+
+impl Probe for Host {
+    fn peak_mib(&self) -> u64 {
+        peak_rss_mib()
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl Probe for Cuda {
+    fn peak_mib(&self) -> u64 {
+        ops::cuda::peak_mib(self).unwrap_or(0)
+    }
+
+    fn begin(&self) {
+        // A device that cannot be reached says so at the next step.
+        let _ = ops::cuda::begin_profile(self);
+    }
+
+    fn end(&self) -> Vec<(String, usize, f64)> {
+        ops::cuda::end_profile(self).unwrap_or_default()
+    }
+}
+
+/// GFLOP/s of one large product on the device of that name: the ceiling of a step. `None` on the CPU.
+///
+/// # Errors
+/// The device cannot be had, or failed.
+pub fn ceiling(name: &str, threads: usize) -> Result<Option<f64>, DeviceError> {
+    match open_as(name, Precision::F32, threads, 0)? {
+        Device::Cpu(_) => Ok(None),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(dev) => {
+            let found = ops::cuda::ceiling(&dev);
+            Ok(Some(found.map_err(|e| DeviceError::Open { device: name.to_owned(), detail: format!("{e:?}") })?))
+        }
+    }
+}
+
+/// [`selftest::run`] on the device of that name.
+///
+/// # Errors
+/// The device cannot be had, or failed.
+pub fn selftest(
+    name: &str,
+    precision: Precision,
+    threads: usize,
+    say: &mut dyn FnMut(&Check),
+) -> Result<Vec<Check>, DeviceError> {
+    match open_as(name, precision, threads, 0)? {
+        Device::Cpu(dev) => Ok(selftest::run(&dev, precision, say)?),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(dev) => Ok(selftest::run(&dev, precision, say)?),
     }
 }
 

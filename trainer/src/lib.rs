@@ -11,6 +11,7 @@ pub mod ops;
 pub mod optim;
 pub mod schedule;
 
+pub mod bench;
 pub mod checkpoint;
 pub mod config;
 pub mod data;
@@ -19,5 +20,6 @@ pub mod eval;
 pub mod ledger;
 pub mod metrics;
 pub mod search;
+pub mod selftest;
 pub mod shares;
 pub mod train;

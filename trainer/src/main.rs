@@ -16,8 +16,10 @@ use imp_schemas::batch::{Batch, ExampleId};
 use imp_schemas::checkpoint::CheckpointMeta;
 use imp_schemas::run_file::RunFile;
 use imp_schemas::store::Store;
+use imp_trainer::bench::BenchOptions;
 use imp_trainer::config::{RawTrain, TrainConfig};
 use imp_trainer::data::{self, DataOptions, Observer};
+use imp_trainer::ops::Precision;
 use imp_trainer::search::{self, Query};
 use imp_trainer::train::newest_checkpoint;
 use imp_trainer::{device, eval, shares};
@@ -84,6 +86,35 @@ enum Command {
         file: Option<PathBuf>,
         /// The text to start from.
         text: Option<String>,
+    },
+    /// Compare a device with the CPU: losses, gradients, embeddings and updates of small models of odd sizes. Needs no files.
+    Selftest {
+        /// `cpu` or `cuda:N`.
+        #[arg(long, default_value = "cpu")]
+        device: String,
+        /// `f32` or `bf16`; absent: all that the device has.
+        #[arg(long, value_parser = precision)]
+        precision: Option<Precision>,
+        /// Threads on the CPU.
+        #[arg(long, value_name = "N", default_value_t = 2)]
+        threads: usize,
+    },
+    /// Time training steps of a chosen size on made-up pictures and sentences.
+    Bench {
+        /// `cpu` or `cuda:N`.
+        #[arg(long, default_value = "cpu")]
+        device: String,
+        /// `f32` or `bf16`.
+        #[arg(long, value_parser = precision, default_value = "f32")]
+        precision: Precision,
+        #[command(flatten)]
+        size: Size,
+        /// Time each kernel of one more step; on CUDA only.
+        #[arg(long)]
+        profile: bool,
+        /// JSON lines instead of a sentence.
+        #[arg(long)]
+        json: bool,
     },
     /// Run the loader against a trainer that takes no time: how fast batches come, what holds them up, what to change.
     Data {
@@ -157,6 +188,50 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+}
+
+/// Sizes as in the peers' script.
+#[derive(clap::Args)]
+struct Size {
+    #[arg(long, default_value_t = 12)]
+    layers: usize,
+    #[arg(long, default_value_t = 384)]
+    dim: usize,
+    #[arg(long, default_value_t = 6)]
+    heads: usize,
+    #[arg(long, default_value_t = 1536)]
+    ffn: usize,
+    /// Last blocks that have experts.
+    #[arg(long, default_value_t = 0)]
+    moe_layers: usize,
+    #[arg(long, default_value_t = 16)]
+    experts: usize,
+    /// LayerNorm of queries and keys.
+    #[arg(long)]
+    qk_norm: bool,
+    /// A power of two.
+    #[arg(long, default_value_t = 256)]
+    visual_tokens: usize,
+    #[arg(long, default_value_t = 16)]
+    text_tokens: usize,
+    #[arg(long, default_value_t = 8)]
+    batch: usize,
+    #[arg(long, default_value_t = 10)]
+    steps: usize,
+    #[arg(long, default_value_t = 3)]
+    warmup: usize,
+    #[arg(long, default_value_t = 2)]
+    threads: usize,
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+}
+
+fn precision(name: &str) -> std::result::Result<Precision, String> {
+    match name {
+        "f32" => Ok(Precision::F32),
+        "bf16" => Ok(Precision::Bf16),
+        other => Err(format!("`{other}` is neither `f32` nor `bf16`")),
+    }
 }
 
 #[derive(clap::Args)]
@@ -261,6 +336,56 @@ fn command(command: Command) -> Result<()> {
                 println!("{}", serde_json::to_string(&found).into_diagnostic()?);
             } else {
                 print!("{}", tables::of_found(&found));
+            }
+            Ok(())
+        }
+        Command::Selftest { device, precision, threads } => {
+            let all: &[Precision] = if device == "cpu" { &[Precision::F32] } else { &[Precision::F32, Precision::Bf16] };
+            let chosen = precision.map_or_else(|| all.to_vec(), |one| vec![one]);
+            let (mut n, mut failed) = (0, 0);
+            for precision in chosen {
+                println!("{device}, {precision:?}");
+                let checks = device::selftest(&device, precision, threads, &mut |check| {
+                    println!("{}", tables::of_check(check));
+                });
+                let checks = checks.into_diagnostic()?;
+                n += checks.len();
+                failed += checks.iter().filter(|check| !check.holds()).count();
+            }
+            match failed {
+                0 => println!("{n} comparisons hold"),
+                _ => return Err(miette!("{failed} of {n} comparisons do not hold")),
+            }
+            Ok(())
+        }
+        Command::Bench { device, precision, size, profile, json } => {
+            let options = BenchOptions {
+                depth: size.layers,
+                width: size.dim,
+                heads: size.heads,
+                ffn_width: size.ffn,
+                sparse_blocks: size.moe_layers,
+                experts: size.experts,
+                qk_norm: size.qk_norm,
+                visual_tokens: size.visual_tokens,
+                text_tokens: size.text_tokens,
+                batch: size.batch,
+                steps: size.steps.max(1),
+                warmup: size.warmup,
+                threads: size.threads,
+                seed: size.seed,
+                profile,
+            };
+            let line = device::bench(&device, precision, &options).into_diagnostic()?;
+            let ceiling = device::ceiling(&device, options.threads).into_diagnostic()?;
+            if json {
+                println!("{}", serde_json::to_string(&line).into_diagnostic()?);
+                if let Some(value) = ceiling {
+                    let gemm = serde_json::json!({ "bench": "gemm", "peer": line.peer, "unit": "GFLOP/s", "value": value });
+                    println!("{gemm}");
+                }
+            } else {
+                print!("{}", tables::of_bench(&line, ceiling));
             }
             Ok(())
         }

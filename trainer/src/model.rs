@@ -93,8 +93,7 @@ impl<D: Backend> Imp<D> {
         };
         let p = &mut self.parameters[i];
         ModelError::check_shape(name, shape, values.len(), &p.shape)?;
-        p.tensor.copy_from(values);
-        Ok(())
+        D::assign(&mut p.tensor, values).map_err(device)
     }
 
     /// Loss of a batch and its gradients. `corpus` names the classifier under [`Objective::Softmax`] and is not read
@@ -112,6 +111,18 @@ impl<D: Backend> Imp<D> {
         }
         let grads = Grads(dfdx::prelude::Backward::try_backward(loss).map_err(device)?);
         Ok(Loss { value, grads, routing: RoutingSummary::of(&call.stats) })
+    }
+
+    /// Host copies of the gradients of all parameters, by name; zeros where the loss does not depend on one.
+    ///
+    /// # Errors
+    /// [`ModelError::Device`].
+    pub fn gradients(&self, grads: &mut Grads<D>) -> Result<Vec<(String, Vec<f32>)>, ModelError> {
+        let of_parameter = |p: &Parameter<D>| {
+            grads.0.try_alloc_for(&p.tensor).map_err(device)?;
+            Ok((p.name.clone(), grads.0.get(&p.tensor).as_vec()))
+        };
+        self.parameters.iter().map(of_parameter).collect()
     }
 
     /// Loss of a batch, without gradients.

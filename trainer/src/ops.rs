@@ -1,4 +1,4 @@
-//! Differentiable ops on dfdx's tape: fused for the CPU, composed of stock ops for CUDA.
+//! Differentiable ops on dfdx's tape: fused for the CPU; for CUDA fused in bf16, and composed of stock ops in f32.
 //!
 //! In and out: dfdx tensors; parameters are flat tensors whose axes the op knows from its other arguments. Never: names of
 //! parameters, anything about modalities.
@@ -12,7 +12,8 @@ pub mod blocks;
 mod cpu;
 pub mod cross_entropy;
 #[cfg(feature = "cuda")]
-mod cuda;
+pub mod cuda;
+pub mod encoder;
 pub mod experts;
 pub mod host;
 pub mod l2_norm;
@@ -27,9 +28,11 @@ mod slopes;
 #[cfg(test)]
 mod tests;
 
-use dfdx::prelude::{Device, Gradients, NoneTape, Tape, Tensor};
+use dfdx::prelude::{Device, Gradients, NoneTape, Synchronize, Tape, Tensor};
+use serde::{Deserialize, Serialize};
 
 pub use blocks::{Block, FeedForward, Mask};
+pub use encoder::{Encoded, Encoder, Layer};
 pub use experts::{Experts, Routed, Routing, RoutingStats};
 pub use host::{ThreadsError, set_threads};
 pub use layer_norm::Norm;
@@ -53,8 +56,34 @@ pub const NORM_EPS: f32 = 1e-6;
 /// Added to the norm that L2 normalisation divides by, to the temperature and to the mask's sum. The release's value.
 pub const SMALL: f32 = 1e-6;
 
+/// What products and what they read are kept in; parameters, moments, sums and the residual stream are f32 in any case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    #[default]
+    F32,
+    /// On CUDA only.
+    Bf16,
+}
+
+/// Clips as bytes, and the tubes that tokens are made of. Holds: a tube divides a clip's sides, kept places are within its grid.
+#[derive(Debug, Clone, Copy)]
+pub struct Tubes<'a> {
+    /// `[n, frames, height, width, 3]`
+    pub pixels: &'a [u8],
+    pub n: usize,
+    /// Tokens of an example.
+    pub n_tokens: usize,
+    /// Frames, height and width of a clip; a picture has one frame, which fills a tube's by repetition.
+    pub clip: [usize; 3],
+    /// Frames, height and width of a tube.
+    pub tube: [usize; 3],
+    /// `[n, tokens]`, places in raster order; `None` if all are there.
+    pub kept: Option<&'a [u32]>,
+}
+
 /// The ops that a device brings. What a caller must hold: sizes agree, as documented at the stock form of each op.
-pub trait Backend: Device<f32> {
+pub trait Backend: Device<f32> + Synchronize {
     /// A moment of one parameter, where the update can reach it at no cost.
     type Moment;
 
@@ -63,6 +92,9 @@ pub trait Backend: Device<f32> {
 
     /// Host copy of a moment.
     fn moment_values(moment: &Self::Moment) -> Vec<f32>;
+
+    /// Sets a parameter.
+    fn assign(parameter: &mut Flat<Self>, values: &[f32]) -> Result<(), Self::Err>;
 
     /// Sum of squares of every parameter's gradient, f64, in the order of `parameters`; absent gradients are zero.
     fn squares(parameters: &[&mut Flat<Self>], grads: &mut Gradients<f32, Self>) -> Result<Vec<f64>, Self::Err>;
@@ -79,6 +111,19 @@ pub trait Backend: Device<f32> {
 
     /// `ema = decay * ema + (1 - decay) * parameter` for all parameters.
     fn average(parameters: &[&Flat<Self>], ema: &mut [Self::Moment], decay: f32) -> Result<(), Self::Err>;
+
+    /// `W` of the tubes' values in [-1, 1] plus `b`, `[n * tokens, out]`; `None` where the host has to make rows of them first.
+    fn linear_of_tubes<T: Tape<f32, Self>>(
+        dev: &Self,
+        tubes: &Tubes<'_>,
+        layer: &Linear<Self>,
+    ) -> Result<Option<Rows<Self, T>>, Self::Err>;
+
+    /// The encoder; see [`encoder`].
+    fn encode<T: Tape<f32, Self>>(
+        tokens: Tokens<Self, T>,
+        encoder: &Encoder<'_, Self>,
+    ) -> Result<Encoded<Self, T>, Self::Err>;
 
     /// `act(x W + b)`; see [`linear::stock`].
     fn linear<T: Tape<f32, Self>>(x: Rows<Self, T>, layer: &Linear<Self>) -> Result<Rows<Self, T>, Self::Err>;

@@ -77,6 +77,8 @@ pub struct AdamWStep {
     pub correction: (f32, f32),
     pub eps: f32,
     pub lr: f32,
+    /// The update's number, from 1.
+    pub t: i32,
     /// 0 where the parameter does not decay.
     pub weight_decay: f32,
 }
@@ -151,6 +153,7 @@ impl<D: Backend> AdamW<D> {
             correction: ((1.0 - s.b1.powi(t)) as f32, (1.0 - s.b2.powi(t)) as f32),
             eps: s.eps as f32,
             lr: lr as f32,
+            t,
             weight_decay: s.weight_decay as f32,
         };
         let decays: Vec<bool> = self.names.iter().map(|name| name.ends_with("/kernel")).collect();

@@ -4,9 +4,11 @@ use std::fmt::Write;
 
 use comfy_table::{Table, presets};
 use imp_loader::{ExplainedStep, Simulated, StageSeconds};
+use imp_trainer::bench::BenchLine;
 use imp_trainer::data::DataReport;
 use imp_trainer::eval::{Measure, Score};
 use imp_trainer::search::{Found, Hit};
+use imp_trainer::selftest::Check;
 use imp_trainer::shares::TaskShare;
 
 /// One score as a sentence.
@@ -276,4 +278,32 @@ fn empty() -> Table {
     let mut table = Table::new();
     table.load_style(presets::UTF8_BORDERS_ONLY);
     table
+}
+
+/// One comparison of a device with the CPU.
+pub fn of_check(check: &Check) -> String {
+    let mark = if check.holds() { "ok  " } else { "FAIL" };
+    format!("{mark} {:<46} {:<52} {:.1e} of {:.0e}", check.case, check.what, check.error, check.limit)
+}
+
+/// What a benchmark measured, and the ceiling it stands under.
+pub fn of_bench(line: &BenchLine, ceiling: Option<f64>) -> String {
+    let of_ceiling = ceiling.map_or_else(String::new, |c| {
+        format!(", {:.0} % of the {:.0} TFLOP/s that one large product reaches", 100.0 * line.gflops / c, c / 1e3)
+    });
+    let kernels = line.kernels.iter().map(|(name, n, s)| format!("{:>9.2} ms {n:>5} {name}\n", s * 1e3));
+    let kernels: String = kernels.collect();
+    format!(
+        "{}, {}: {:.1} ms a step (median of {}, {:.1} to {:.1}), {:.0} tokens/s, {:.1} GFLOP/s{of_ceiling}; {} parameters, at most {} MiB\n{kernels}",
+        line.peer,
+        line.shape,
+        line.value * 1e3,
+        line.n,
+        line.min * 1e3,
+        line.max * 1e3,
+        line.tokens_per_s,
+        line.gflops,
+        line.parameters,
+        line.peak_mib,
+    )
 }

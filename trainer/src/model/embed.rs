@@ -8,12 +8,17 @@ use imp_schemas::batch::{AudioBatch, TextBatch, VisionBatch};
 use imp_schemas::resolution::table_row;
 
 use super::{HostTokens, Imp, ModelError, Stream, device, patches};
-use crate::ops::{Backend, InputGrad, Mask, Positions, Tokens};
+use crate::ops::{Backend, InputGrad, Mask, Positions, Rows, Tokens};
 
 impl<D: Backend> Imp<D> {
     /// Tokens of pictures or clips.
     pub(super) fn embed_tubes<T: Tape<f32, D>>(&self, batch: &VisionBatch) -> Result<Tokens<D, T>, ModelError> {
         let kept = batch.kept.as_deref();
+        let (tubes, grid) = patches::tubes(batch.resolution, &batch.pixels, kept, &self.config.patching)?;
+        let embed = self.linear("vision/embed", self.config.width, false, InputGrad::Unwanted)?;
+        if let Some(rows) = D::linear_of_tubes::<T>(&self.dev, &tubes, &embed).map_err(device)? {
+            return self.place(Stream::Vision, rows, tubes.n, grid, batch.kept.clone());
+        }
         let tokens = patches::tube_patches(batch.resolution, &batch.pixels, kept, &self.config.patching)?;
         self.embed_patches(Stream::Vision, tokens, batch.kept.clone())
     }
@@ -66,13 +71,25 @@ impl<D: Backend> Imp<D> {
     ) -> Result<Tokens<D, T>, ModelError> {
         let HostTokens { n, grid, n_tokens, values } = tokens;
         let n_values = values.len() / (n * n_tokens);
-        let lens: Vec<usize> = self.config.tables(stream).into_iter().map(|(_, len)| len).collect();
-        let positions = Positions { rows: grid_rows(grid, &lens), kept };
         let x = self.dev.try_tensor_from_vec(values, (n * n_tokens, n_values)).map_err(device)?.retaped::<T>();
         let embed = self.linear(&format!("{stream}/embed"), self.config.width, false, InputGrad::Unwanted)?;
-        let x = D::linear(x, &embed).map_err(device)?;
-        let x = x.try_reshape_like(&(n, n_tokens, self.config.width)).map_err(device)?;
-        self.finish(stream, x, &positions)
+        self.place(stream, D::linear(x, &embed).map_err(device)?, n, grid, kept)
+    }
+
+    /// Embedded patches, `[n * tokens, width]`, at their places of the grid.
+    fn place<T: Tape<f32, D>>(
+        &self,
+        stream: Stream,
+        rows: Rows<D, T>,
+        n: usize,
+        grid: [usize; 3],
+        kept: Option<Vec<u32>>,
+    ) -> Result<Tokens<D, T>, ModelError> {
+        let (n_rows, width) = *rows.shape();
+        let lens: Vec<usize> = self.config.tables(stream).into_iter().map(|(_, len)| len).collect();
+        let positions = Positions { rows: grid_rows(grid, &lens), kept };
+        let tokens = rows.try_reshape_like(&(n, n_rows / n, width)).map_err(device)?;
+        self.finish(stream, tokens, &positions)
     }
 
     /// Adds positions and projects.

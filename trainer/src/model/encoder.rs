@@ -2,14 +2,14 @@
 //!
 //! In: tokens of one stream. Out: one feature vector per example. Never: another stream's tokens in the same call.
 
-use dfdx::prelude::{HasShape, ReshapeTo, Tape};
+use dfdx::prelude::Tape;
 use imp_schemas::batch::{AudioBatch, TextBatch, VisionBatch};
 
 use super::experts::Purpose;
 use super::parameters::layer_name;
 use super::{Imp, ModelConfig, ModelError, Stream, device};
 use crate::ops::{
-    Backend, Block, Experts, FeedForward, Flat, InputGrad, Linear, Mask, Norm, Routing, RoutingStats, Rows, Scalar,
+    Backend, Block, Encoder, Experts, FeedForward, Flat, InputGrad, Layer, Linear, Mask, Norm, Routing, RoutingStats, Rows, Scalar,
     Tokens,
 };
 
@@ -73,26 +73,28 @@ impl<D: Backend> Imp<D> {
         mask: Option<&Mask>,
         call: &mut Call<D>,
     ) -> Result<Tokens<D, T>, ModelError> {
-        let (mut x, mut run) = (tokens, Vec::new());
-        for i in 0..self.config.depth {
-            let routing = call.routing.filter(|_| self.config.is_sparse(i));
-            run.push(self.block(i, routing.is_none())?);
-            // Blocks up to the next experts are one crossing, and so is what is behind the last.
-            if routing.is_some() || i + 1 == self.config.depth {
-                x = D::blocks(x, mask, &run, self.config.heads).map_err(device)?;
-                run.clear();
-            }
-            if let Some(routing) = routing {
-                let routed = D::experts(x, &self.experts(i)?, &routing).map_err(device)?;
-                x = routed.tokens;
-                call.router_losses.push(routed.router_loss);
-                call.stats.push(routed.stats);
-            }
-        }
-        let shape @ (n, n_tokens, width) = *x.shape();
-        let rows = x.try_reshape_like(&(n * n_tokens, width)).map_err(device)?;
-        let norm = self.norm("encoder/final_norm", true)?;
-        D::layer_norm(rows, &norm).and_then(|x| x.try_reshape_like(&shape)).map_err(device)
+        let layer = |i| {
+            let sparse = call.routing.is_some() && self.config.is_sparse(i);
+            let experts = if sparse { Some(self.experts(i)?) } else { None };
+            Ok(Layer { block: self.block(i, !sparse)?, experts })
+        };
+        let layers = (0..self.config.depth).map(layer).collect::<Result<Vec<_>, ModelError>>()?;
+        let final_norm = self.norm("encoder/final_norm", true)?;
+        let (n_heads, routing) = (self.config.heads, call.routing.as_ref());
+        let encoder = Encoder { layers: &layers, final_norm: &final_norm, n_heads, mask, routing };
+        let encoded = D::encode(tokens, &encoder).map_err(device)?;
+        call.router_losses.extend(encoded.router_losses);
+        call.stats.extend(encoded.stats);
+        Ok(encoded.tokens)
+    }
+
+    /// Blocks and final LayerNorm on tokens of no stream, as in training.
+    pub(crate) fn encoder_alone<T: Tape<f32, D>>(
+        &self,
+        tokens: Tokens<D, T>,
+        mask: &Mask,
+    ) -> Result<Tokens<D, T>, ModelError> {
+        self.encode(tokens, Some(mask), &mut Call::new(&self.config, Purpose::Train))
     }
 
     /// Mean over tokens, then the stream's projection. The release projects every token and then takes the mean; a mean and

@@ -64,6 +64,8 @@ impl<D: Backend> Imp<D> {
             tape = std::mem::take(&mut tape).merge(of_rows);
             rows
         };
+        // Sentences first: their many small ops are then the last on the way back, where a device has enough to do besides.
+        let text = batch.text.as_ref().map(|text| self.pooled_text(text, call).map(&mut split)).transpose()?;
         let mut streams = Vec::new();
         if let Some(vision) = &batch.vision {
             streams.push((Stream::Vision, split(self.pooled_vision(vision, call)?)));
@@ -71,9 +73,7 @@ impl<D: Backend> Imp<D> {
         if let Some(audio) = &batch.audio {
             streams.push((Stream::Spectrogram, split(self.pooled_audio(audio, call)?)));
         }
-        if let Some(text) = &batch.text {
-            streams.push((Stream::Text, split(self.pooled_text(text, call)?)));
-        }
+        streams.extend(text.map(|text| (Stream::Text, text)));
         let mut pairs = Vec::new();
         for (i, (a, of_a)) in streams.iter().enumerate() {
             for (b, of_b) in &streams[i + 1..] {

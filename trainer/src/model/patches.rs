@@ -7,7 +7,7 @@
 use imp_schemas::resolution::{Patching, Resolution};
 
 use super::ModelError;
-use crate::ops::simd;
+use crate::ops::{Tubes, simd};
 
 /// Token values of a batch.
 #[derive(Debug, Clone, PartialEq)]
@@ -38,6 +38,33 @@ pub fn tube_patches(
     cut_tubes(resolution, pixels, kept, patching, simd::pixels)
 }
 
+/// Clips as bytes with their sizes, checked, and the grid of their tokens: for a device that cuts tubes itself.
+///
+/// # Errors
+/// As [`tube_patches`].
+pub(super) fn tubes<'a>(
+    resolution: Resolution,
+    pixels: &'a [u8],
+    kept: Option<&'a [u32]>,
+    patching: &Patching,
+) -> Result<(Tubes<'a>, [usize; 3]), ModelError> {
+    let clip = clip_of(resolution)?;
+    let grid = resolution.grid(patching).map_err(|source| ModelError::Resolution { stream: "vision", source })?;
+    let (n, n_tokens) = counts("pixels", pixels.len(), clip.iter().product::<usize>() * 3, grid, kept)?;
+    Ok((Tubes { pixels, n, n_tokens, clip, tube: patching.tube, kept }, grid))
+}
+
+/// Frames, height and width.
+fn clip_of(resolution: Resolution) -> Result<[usize; 3], ModelError> {
+    match resolution {
+        Resolution::Image { height, width } => Ok([1, height, width]),
+        Resolution::Video { frames, height, width } => Ok([frames, height, width]),
+        Resolution::Audio { .. } | Resolution::Text { .. } => {
+            Err(ModelError::MissingStream { stream: "vision", objective: "any", wanted: "image or video" })
+        }
+    }
+}
+
 /// As [`tube_patches`], of values of any type; `convert` takes a line of a patch.
 pub(super) fn cut_tubes<V>(
     resolution: Resolution,
@@ -46,16 +73,10 @@ pub(super) fn cut_tubes<V>(
     patching: &Patching,
     convert: fn(&[V], &mut [f32]),
 ) -> Result<HostTokens, ModelError> {
-    let (frames, height, width) = match resolution {
-        Resolution::Image { height, width } => (1, height, width),
-        Resolution::Video { frames, height, width } => (frames, height, width),
-        Resolution::Audio { .. } | Resolution::Text { .. } => {
-            return Err(ModelError::MissingStream { stream: "vision", objective: "any", wanted: "image or video" });
-        }
-    };
+    let clip @ [frames, height, width] = clip_of(resolution)?;
     let [dt, dh, dw] = patching.tube;
     let grid = resolution.grid(patching).map_err(|source| ModelError::Resolution { stream: "vision", source })?;
-    let per_example = frames * height * width * 3;
+    let per_example = clip.iter().product::<usize>() * 3;
     let (n, n_tokens) = counts("pixels", pixels.len(), per_example, grid, kept)?;
     let n_values = patching.n_tube_values();
     let mut values = vec![0.0; n * n_tokens * n_values];

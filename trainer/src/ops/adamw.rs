@@ -8,7 +8,7 @@ use super::{Flat, host, simd};
 use crate::optim::AdamWStep;
 
 /// One parameter's update from stock ops; moments are tensors.
-#[cfg(any(test, feature = "cuda"))]
+#[cfg(test)]
 pub(super) fn stock<D: Device<f32>>(
     p: &mut Flat<D>,
     grads: &mut Gradients<f32, D>,

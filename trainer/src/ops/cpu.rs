@@ -15,6 +15,11 @@ impl Backend for Cpu {
         moment.clone()
     }
 
+    fn assign(parameter: &mut Flat<Self>, values: &[f32]) -> Result<(), CpuError> {
+        parameter.copy_from(values);
+        Ok(())
+    }
+
     fn squares(parameters: &[&mut Flat<Self>], grads: &mut Gradients<f32, Self>) -> Result<Vec<f64>, CpuError> {
         adamw::squares(parameters, grads)
     }
@@ -37,6 +42,21 @@ impl Backend for Cpu {
             simd::add_scaled(ema, &host::values(*p), 1.0 - decay);
         });
         Ok(())
+    }
+
+    fn linear_of_tubes<T: Tape<f32, Self>>(
+        _dev: &Self,
+        _tubes: &Tubes<'_>,
+        _layer: &Linear<Self>,
+    ) -> Result<Option<Rows<Self, T>>, CpuError> {
+        Ok(None)
+    }
+
+    fn encode<T: Tape<f32, Self>>(
+        tokens: Tokens<Self, T>,
+        encoder: &Encoder<'_, Self>,
+    ) -> Result<Encoded<Self, T>, CpuError> {
+        encoder::composed(tokens, encoder)
     }
 
     fn linear<T: Tape<f32, Self>>(x: Rows<Self, T>, layer: &Linear<Self>) -> Result<Rows<Self, T>, CpuError> {

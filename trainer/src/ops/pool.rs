@@ -15,7 +15,7 @@ pub fn stock<D: Device<f32>, T: Tape<f32, D>>(x: Tokens<D, T>, mask: Option<&Mas
 }
 
 /// What each token counts, `[batch, tokens]`.
-fn weights(n: usize, n_tokens: usize, mask: Option<&Mask>) -> Vec<f32> {
+pub(super) fn weights(n: usize, n_tokens: usize, mask: Option<&Mask>) -> Vec<f32> {
     let Some(mask) = mask else { return vec![1.0 / n_tokens as f32; n * n_tokens] };
     let mut weights = Vec::with_capacity(n * n_tokens);
     for valid in mask.valid.chunks_exact(n_tokens) {

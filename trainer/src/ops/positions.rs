@@ -39,14 +39,25 @@ pub fn stock<D: Device<f32>, T: Tape<f32, D>>(
     norm: &Norm<D>,
 ) -> Result<Tokens<D, T>, D::Err> {
     let shape @ (n, _, d) = *x.shape();
-    let n_places = positions.rows.len() / tables.len();
-    let mut sum = x.device().try_zeros_like(&(n_places, d))?.retaped::<T>();
-    for (axis, table) in tables.iter().enumerate() {
-        sum = sum.try_add(stock_lookup::<D, T>(table, d, &positions.of_table(axis, tables.len()))?)?;
-    }
-    let of_places = layer_norm::stock(sum, norm)?;
+    let of_places = stock_places::<D, T>(x.device(), positions, tables, norm, d)?;
     let of_tokens = gather(of_places, &positions.places(n, tables.len()))?;
     x.try_add(of_tokens.try_reshape_like(&shape)?)
+}
+
+/// The stock composition of what is added at each place of the grid, `[places, width]`.
+pub(super) fn stock_places<D: Device<f32>, T: Tape<f32, D>>(
+    dev: &D,
+    positions: &Positions,
+    tables: &[Flat<D>],
+    norm: &Norm<D>,
+    width: usize,
+) -> Result<Rows<D, T>, D::Err> {
+    let n_places = positions.rows.len() / tables.len();
+    let mut sum = dev.try_zeros_like(&(n_places, width))?.retaped::<T>();
+    for (axis, table) in tables.iter().enumerate() {
+        sum = sum.try_add(stock_lookup::<D, T>(table, width, &positions.of_table(axis, tables.len()))?)?;
+    }
+    layer_norm::stock(sum, norm)
 }
 
 /// The stock composition of a look-up in a table of `width` columns.

@@ -272,6 +272,7 @@ fn the_fused_update_is_the_stock_update() {
         correction: (0.19, 0.002),
         eps: 1e-7,
         lr: 0.01,
+        t: 2,
         weight_decay: 0.1,
     };
     let (mut p, g) = (normal(rng, n, 1.0), normal(rng, n, 1.0));
