@@ -33,10 +33,10 @@ fn main() -> ExitCode {
 fn compile(file: &str, ptx: &Path) -> Result<(), String> {
     let of_toolkit = std::env::var_os("CUDA_PATH").map(|path| PathBuf::from(path).join("bin/nvcc"));
     let nvcc = of_toolkit.filter(|nvcc| nvcc.exists()).unwrap_or_else(|| PathBuf::from("nvcc"));
-    let capability = std::env::var("CUDA_COMPUTE_CAP").unwrap_or_else(|_| "90".to_owned());
+    let capability = std::env::var_os("CUDA_COMPUTE_CAP").unwrap_or_else(|| "90".into());
     let source = Path::new(KERNELS).join(file).with_extension("cu");
     let status = Command::new(&nvcc)
-        .args(["-std=c++17", "-O3", "-ptx", &format!("-arch=compute_{capability}"), "-o"])
+        .args(["-std=c++17", "-O3", "-ptx", &format!("-arch=compute_{}", capability.display()), "-o"])
         .arg(ptx)
         .arg(&source)
         .status()

@@ -15,11 +15,11 @@ kit="$PWD/target/cuda-toolkit"
 cuda="$kit/nvidia/cu13"
 mkdir -p "$kit/bin" "$kit/stub"
 
-# The compiler, its headers and the libraries, as wheels: one folder, no virtual environment, no root.
+# The compiler and its headers, then the libraries, as wheels: one folder, no virtual environment, no root.
+wheels() { python3 -m pip install --quiet --no-deps --upgrade --target "$1" "${@:2}"; }
 if [ ! -x "$cuda/bin/nvcc" ]; then
-  python3 -m pip install --quiet --no-deps --target "$kit" \
-    nvidia-cuda-nvcc==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-runtime==13.0.96 \
-    nvidia-cuda-cccl==13.0.85 nvidia-cuda-nvrtc==13.0.88 'nvidia-cublas==13.0.*'
+  wheels "$kit" nvidia-cuda-nvcc==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-runtime==13.0.96 \
+    nvidia-cuda-cccl==13.0.85
 fi
 test -x "$cuda/bin/nvcc" || { echo "error: the wheels put no nvcc at $cuda/bin" >&2; exit 1; }
 
@@ -27,19 +27,27 @@ test -x "$cuda/bin/nvcc" || { echo "error: the wheels put no nvcc at $cuda/bin" 
 printf '#!/bin/sh\necho compute_cap\necho %s\n' "$capability" > "$kit/bin/nvidia-smi"
 chmod +x "$kit/bin/nvidia-smi"
 
+export CUDA_PATH="$cuda" CUDA_ROOT="$cuda" CUDA_COMPUTE_CAP="${capability/./}"
+export PATH="$kit/bin:$cuda/bin:$PATH"
+
+if [ -n "$check" ]; then
+  cargo check -p imp-trainer --features cuda
+  exit
+fi
+
+if [ -z "$(find "$cuda/lib" -name 'libcublas.so.*' -print -quit)" ]; then
+  # Beside the compiler, whose folder of the same name pip would put aside.
+  wheels "$kit/libraries" nvidia-cuda-nvrtc==13.0.88 'nvidia-cublas==13.0.*'
+  cp -r "$kit/libraries/nvidia/cu13/." "$cuda/"
+  rm -r "$kit/libraries"
+fi
+
 # The wheels hold versioned libraries only; the linker wants the plain names.
 for name in cublas cublasLt nvrtc cudart; do
   library="$(find "$cuda/lib" -name "lib$name.so.*" | sort | head -n 1)"
   test -n "$library" || { echo "error: the wheels hold no lib$name" >&2; exit 1; }
   ln -sf "$library" "$kit/stub/lib$name.so"
 done
-
-export CUDA_PATH="$cuda" CUDA_ROOT="$cuda" CUDA_COMPUTE_CAP="${capability/./}"
-export PATH="$kit/bin:$cuda/bin:$PATH"
-if [ -n "$check" ]; then
-  cargo check -p imp-trainer --features cuda
-  exit
-fi
 
 export LIBRARY_PATH="$kit/stub:$cuda/lib${LIBRARY_PATH:+:$LIBRARY_PATH}"
 export RUSTFLAGS="${RUSTFLAGS:-} -L native=$kit/stub -L native=$cuda/lib"

@@ -5,6 +5,7 @@
 mod check;
 mod demo;
 mod error;
+mod experiment;
 mod place;
 mod report;
 mod run;
@@ -33,6 +34,8 @@ enum Command {
     Demo(DemoArgs),
     /// Ingest, check the shards, train, evaluate, report: all that a run file describes.
     Run(RunArgs),
+    /// Run the arms of a hypothesis at equal compute over several seeds; a table and a plot beside its file.
+    Experiment(experiment::ExperimentArgs),
     /// Write the HTML report of a run that stands.
     Report(ReportArgs),
     /// Write the made-up corpora to a folder.
@@ -153,6 +156,7 @@ fn command(command: Command) -> Result<(), OpsError> {
             run::summarise(&outcome);
             args.json.map_or(Ok(()), |path| run::write_json(&outcome, &path))
         }
+        Command::Experiment(args) => experiment::run(&args),
         Command::Report(args) => {
             let place = Place { config: args.config, store: args.store, run: args.run, root: None };
             report::write(&place, &[], &args.report)?;

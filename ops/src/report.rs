@@ -6,7 +6,7 @@
 mod charts;
 mod machine;
 mod media;
-mod metrics;
+pub mod metrics;
 pub mod scores;
 
 use std::path::Path;

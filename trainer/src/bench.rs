@@ -165,7 +165,11 @@ pub fn run<D: Backend>(
     let [rows, columns] = options.grid();
     if rows * columns != options.visual_tokens || options.visual_tokens == 0 {
         let wanted = rows * columns;
-        return Err(ModelError::Values { what: "a power of two of visual tokens", found: options.visual_tokens, wanted });
+        return Err(ModelError::Values {
+            what: "a power of two of visual tokens",
+            found: options.visual_tokens,
+            wanted,
+        });
     }
     let config = options.model()?;
     let mut model = Imp::new(&config, options.seed, dev)?;
@@ -217,7 +221,8 @@ pub fn run<D: Backend>(
     let median = sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN);
     let tokens = options.batch * (options.visual_tokens + options.text_tokens);
     let flops = options.flops();
-    let BenchOptions { depth, width, heads, ffn_width, sparse_blocks, batch: n, visual_tokens, text_tokens, .. } = options;
+    let BenchOptions { depth, width, heads, ffn_width, sparse_blocks, batch: n, visual_tokens, text_tokens, .. } =
+        options;
     let experts = if *sparse_blocks > 0 { options.experts } else { 0 };
     Ok(BenchLine {
         bench: "train_step",
@@ -242,4 +247,66 @@ pub fn run<D: Backend>(
         peak_mib,
         kernels,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use dfdx::prelude::Cpu;
+
+    use super::*;
+
+    fn options() -> BenchOptions {
+        BenchOptions {
+            depth: 12,
+            width: 768,
+            heads: 12,
+            ffn_width: 3072,
+            sparse_blocks: 6,
+            experts: 16,
+            qk_norm: false,
+            visual_tokens: 256,
+            text_tokens: 16,
+            batch: 256,
+            steps: 1,
+            warmup: 0,
+            threads: 2,
+            seed: 1,
+            profile: false,
+        }
+    }
+
+    /// As `shared/bench/torch_step.py` printed for these sizes.
+    #[test]
+    fn flops_and_parameters_are_those_that_the_peers_script_counts() {
+        let dense = BenchOptions { sparse_blocks: 0, ..options() };
+        assert!((dense.flops() / 1e9 - 38_465.06).abs() < 0.01);
+        assert!((options().flops() / 1e9 - 38_495.86).abs() < 0.01);
+        assert_eq!(dense.model().unwrap().n_parameters(), 121_218_305);
+        assert_eq!(options().model().unwrap().n_parameters(), 545_965_313);
+    }
+
+    struct Nothing;
+
+    impl Probe for Nothing {
+        fn peak_mib(&self) -> u64 {
+            0
+        }
+    }
+
+    #[test]
+    fn a_step_is_timed_and_sizes_that_fill_no_grid_are_refused() {
+        let small =
+            BenchOptions { depth: 1, width: 32, heads: 1, ffn_width: 64, visual_tokens: 4, batch: 2, ..options() };
+        let small = BenchOptions { sparse_blocks: 0, steps: 3, ..small };
+        let line = run(&Cpu::default(), &small, "imp".to_owned(), &Nothing).unwrap();
+        assert_eq!(line.n, 3);
+        assert!(line.min <= line.value && line.value <= line.max && line.nce_first.is_finite());
+        let odd = BenchOptions { visual_tokens: 6, ..small.clone() };
+        assert!(run(&Cpu::default(), &odd, "imp".to_owned(), &Nothing).is_ok());
+        let none = BenchOptions { visual_tokens: 7, ..small };
+        assert!(matches!(
+            run(&Cpu::default(), &none, "imp".to_owned(), &Nothing),
+            Err(ModelError::Values { found: 7, .. })
+        ));
+    }
 }

@@ -175,7 +175,9 @@ pub fn load_optimizer<D: Backend>(
         let unfit = |source| CheckpointError::Model { key: key.clone(), source };
         optimizer.load(&name, &shape, &values).map_err(unfit)?;
     }
-    optimizer.set_updates(meta.step);
+    // Steps of an update, of the run that wrote it.
+    let accumulate = meta.config.get("accumulate").and_then(serde_json::Value::as_u64).unwrap_or(1).max(1);
+    optimizer.set_updates(meta.step / accumulate);
     Ok(())
 }
 

@@ -31,7 +31,10 @@ pub struct RawTrain {
     /// Most examples in the encoder at a time; absent: the whole batch. Contrastive losses still see every vector of the batch: it is
     /// embedded once without gradients, and once more, part by part, with them. Experts choose among the tokens of a part.
     pub micro_batch: Option<usize>,
-    /// Updates between two checkpoints.
+    /// Steps whose gradients one update takes the mean of: 1 is AGD; as many as there are tasks is, on average, their sum.
+    #[serde(default = "one")]
+    pub accumulate: u64,
+    /// Steps between two checkpoints.
     pub checkpoint_every: u64,
     /// Newest checkpoints that are kept.
     #[serde(default = "three")]
@@ -45,6 +48,10 @@ pub struct RawTrain {
     pub mixture: RawMixture,
     #[serde(default)]
     pub eval: Vec<RawEval>,
+}
+
+fn one() -> u64 {
+    1
 }
 
 fn two() -> usize {
@@ -149,6 +156,8 @@ pub struct TrainConfig {
     pub precision: Precision,
     /// At least 1.
     pub micro_batch: Option<usize>,
+    /// At least 1; divides `steps` and `checkpoint_every`.
+    pub accumulate: u64,
     pub checkpoint_every: u64,
     pub keep_checkpoints: usize,
     pub model: RawModel,
@@ -189,6 +198,17 @@ impl TryFrom<RawTrain> for TrainConfig {
         at_least_one("micro_batch", raw.micro_batch.unwrap_or(1) as u64)?;
         at_least_one("checkpoint_every", raw.checkpoint_every)?;
         at_least_one("keep_checkpoints", raw.keep_checkpoints as u64)?;
+        at_least_one("accumulate", raw.accumulate)?;
+        for (key, value) in [("steps", raw.steps), ("checkpoint_every", raw.checkpoint_every)] {
+            if !value.is_multiple_of(raw.accumulate) {
+                let rule = "a multiple of `train.accumulate`: a checkpoint holds no gradients";
+                return Err(ConfigError::Value { key: key.to_owned(), found: value.to_string(), rule });
+            }
+        }
+        if let (Some(found), 2..) = (raw.micro_batch, raw.accumulate) {
+            let rule = "absent where `train.accumulate` is above 1";
+            return Err(ConfigError::Value { key: "micro_batch".to_owned(), found: found.to_string(), rule });
+        }
         raw.optimizer.check()?;
         if raw.precision == Precision::Bf16 && raw.device == "cpu" {
             let rule = "f32 where `train.device` is `cpu`; bf16 products need tensor cores";
@@ -202,6 +222,7 @@ impl TryFrom<RawTrain> for TrainConfig {
             device: raw.device,
             precision: raw.precision,
             micro_batch: raw.micro_batch,
+            accumulate: raw.accumulate,
             checkpoint_every: raw.checkpoint_every,
             keep_checkpoints: raw.keep_checkpoints,
             model: raw.model,
@@ -265,4 +286,43 @@ fn check_eval(raw: &RawEval, mixture: &RawMixture) -> Result<Eval, ConfigError> 
         candidates: raw.candidates,
         mixture,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    /// The tiny run's table with a line put in front of `keep_checkpoints`.
+    fn with(line: &str) -> Result<TrainConfig, ConfigError> {
+        let text = testkit::tiny::run_file(Path::new("corpora"), "store", "run", 60, 2);
+        let text = text.replace("keep_checkpoints", &format!("{line}\nkeep_checkpoints"));
+        let file: toml::Table = toml::from_str(&text).unwrap();
+        RawTrain::deserialize(file["train"].clone()).unwrap().try_into()
+    }
+
+    #[test]
+    fn gradients_accumulate_over_whole_groups_of_steps_only() {
+        assert_eq!(with("accumulate = 2").unwrap().accumulate, 2);
+        assert_eq!(with("").unwrap().accumulate, 1);
+        let cases = [
+            ("accumulate = 0", "`train.accumulate` is 0"),
+            ("accumulate = 7", "`train.steps` is 60, must be a multiple of `train.accumulate`"),
+            ("accumulate = 4", "`train.checkpoint_every` is 2, must be a multiple of `train.accumulate`"),
+            ("accumulate = 2\nmicro_batch = 3", "`train.micro_batch` is 3, must be absent"),
+        ];
+        for (line, wanted) in cases {
+            let message = with(line).unwrap_err().to_string();
+            assert!(message.contains(wanted), "{message}");
+        }
+    }
+
+    #[test]
+    fn bf16_is_for_devices_with_tensor_cores() {
+        let message = with("precision = \"bf16\"").unwrap_err().to_string();
+        assert!(message.contains("`train.precision` is bf16, must be f32"), "{message}");
+        let on_cuda = with("precision = \"bf16\"\ndevice = \"cuda:0\"").unwrap();
+        assert_eq!(on_cuda.precision, Precision::Bf16);
+    }
 }

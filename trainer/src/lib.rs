@@ -19,6 +19,7 @@ pub mod device;
 pub mod eval;
 pub mod ledger;
 pub mod metrics;
+pub mod plan;
 pub mod search;
 pub mod selftest;
 pub mod shares;

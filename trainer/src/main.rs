@@ -22,7 +22,7 @@ use imp_trainer::data::{self, DataOptions, Observer};
 use imp_trainer::ops::Precision;
 use imp_trainer::search::{self, Query};
 use imp_trainer::train::newest_checkpoint;
-use imp_trainer::{device, eval, shares};
+use imp_trainer::{device, eval, plan, shares};
 use miette::{IntoDiagnostic, Result, WrapErr, miette};
 
 use crate::live::Live;
@@ -86,6 +86,15 @@ enum Command {
         file: Option<PathBuf>,
         /// The text to start from.
         text: Option<String>,
+    },
+    /// Say what a run will ask of its device: parameters, FLOPs, tokens and memory by task and view. Reads manifests and the footers of
+    /// shards.
+    Plan {
+        #[command(flatten)]
+        place: Place,
+        /// One JSON object instead of tables.
+        #[arg(long)]
+        json: bool,
     },
     /// Compare a device with the CPU: losses, gradients, embeddings and updates of small models of odd sizes. Needs no files.
     Selftest {
@@ -339,8 +348,19 @@ fn command(command: Command) -> Result<()> {
             }
             Ok(())
         }
+        Command::Plan { place, json } => {
+            let (config, store) = open_data(&place)?;
+            let plan = plan::of(&config, &store).into_diagnostic()?;
+            if json {
+                println!("{}", serde_json::to_string(&plan).into_diagnostic()?);
+            } else {
+                print!("{}", tables::of_plan(&plan));
+            }
+            Ok(())
+        }
         Command::Selftest { device, precision, threads } => {
-            let all: &[Precision] = if device == "cpu" { &[Precision::F32] } else { &[Precision::F32, Precision::Bf16] };
+            let all: &[Precision] =
+                if device == "cpu" { &[Precision::F32] } else { &[Precision::F32, Precision::Bf16] };
             let chosen = precision.map_or_else(|| all.to_vec(), |one| vec![one]);
             let (mut n, mut failed) = (0, 0);
             for precision in chosen {
@@ -381,7 +401,8 @@ fn command(command: Command) -> Result<()> {
             if json {
                 println!("{}", serde_json::to_string(&line).into_diagnostic()?);
                 if let Some(value) = ceiling {
-                    let gemm = serde_json::json!({ "bench": "gemm", "peer": line.peer, "unit": "GFLOP/s", "value": value });
+                    let gemm =
+                        serde_json::json!({ "bench": "gemm", "peer": line.peer, "unit": "GFLOP/s", "value": value });
                     println!("{gemm}");
                 }
             } else {

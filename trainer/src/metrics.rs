@@ -30,7 +30,7 @@ pub struct StepMetrics {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub routing: Option<RoutingSummary>,
     pub lr: f64,
-    /// Global norm before clipping.
+    /// Global norm before clipping; 0 where gradients only accumulate.
     pub grad_norm: f64,
     /// Wall time of the step, the wait for its batch included.
     pub seconds: f64,

@@ -257,7 +257,7 @@ fn ask_encoder<D: Backend>(dev: &D, case: &Case) -> Result<[Vec<f32>; 3], ModelE
     let tokens = dev.try_tensor_from_vec(tokens, shape).map_err(failed)?;
     let direction = dev.try_tensor_from_vec(direction, shape).map_err(failed)?;
     // A third of the tokens of every second example is padding.
-    let is_valid = |i: usize| i / shape.1 % 2 == 0 || i % shape.1 < shape.1 - shape.1 / 3;
+    let is_valid = |i: usize| (i / shape.1).is_multiple_of(2) || i % shape.1 < shape.1 - shape.1 / 3;
     let mask = Mask { valid: (0..shape.0 * shape.1).map(is_valid).collect(), n_tokens: shape.1 };
     let encoded = model.encoder_alone(tokens.leaky_trace(), &mask)?;
     let values = encoded.as_vec();
@@ -311,7 +311,36 @@ pub fn run<D: Backend>(dev: &D, precision: Precision, say: &mut dyn FnMut(&Check
         if let Some((error, name)) = worst.max_by(|a, b| a.0.total_cmp(&b.0)) {
             check(&format!("gradient of {name}"), error, 3.0 * of_slope);
         }
-        check("parameters and means after updates", distance(&joined(&found.updated), &joined(&wanted.updated)), of_value);
+        check(
+            "parameters and means after updates",
+            distance(&joined(&found.updated), &joined(&wanted.updated)),
+            of_value,
+        );
     }
     Ok(checks)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_case_is_a_model_that_can_be_and_the_cpu_says_the_same_twice() {
+        let mut n_said = 0;
+        let checks = run(&Cpu::default(), Precision::F32, &mut |_| n_said += 1).unwrap();
+        assert_eq!(n_said, checks.len());
+        assert!(checks.len() > 5 * cases().len());
+        for check in checks {
+            assert_eq!(check.error, 0.0, "{check:?}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_number_is_found_out() {
+        let right = [1.0, -2.0, 3.0];
+        assert_eq!(distance(&right, &right), 0.0);
+        assert!((distance(&[1.0, -2.0, 3.3], &right) - 0.3 / 14.0_f64.sqrt()).abs() < 1e-6);
+        assert_eq!(distance(&[1.0, f32::NAN, 3.0], &right), f64::INFINITY);
+        assert_eq!(distance(&right[..2], &right), f64::INFINITY);
+    }
 }

@@ -7,6 +7,7 @@ use imp_loader::{ExplainedStep, Simulated, StageSeconds};
 use imp_trainer::bench::BenchLine;
 use imp_trainer::data::DataReport;
 use imp_trainer::eval::{Measure, Score};
+use imp_trainer::plan::Plan;
 use imp_trainer::search::{Found, Hit};
 use imp_trainer::selftest::Check;
 use imp_trainer::shares::TaskShare;
@@ -278,6 +279,48 @@ fn empty() -> Table {
     let mut table = Table::new();
     table.load_style(presets::UTF8_BORDERS_ONLY);
     table
+}
+
+/// What a run asks of its device.
+pub fn of_plan(plan: &Plan) -> String {
+    let mut table = empty();
+    table.set_header([
+        "task",
+        "% of steps",
+        "view",
+        "% of the task's",
+        "examples",
+        "tokens of one",
+        "GFLOP a step",
+        "kept, MiB",
+    ]);
+    for task in &plan.tasks {
+        for (i, view) in task.views.iter().enumerate() {
+            let tokens: Vec<String> = view.tokens.iter().map(|(stream, n)| format!("{stream} {n}")).collect();
+            table.add_row([
+                task.name.clone(),
+                format!("{:.1}", 100.0 * task.share),
+                i.to_string(),
+                format!("{:.1}", 100.0 * view.share),
+                view.n.to_string(),
+                tokens.join(", "),
+                format!("{:.2}", view.flops / 1e9),
+                format!("{:.1}", view.kept_mib),
+            ]);
+        }
+    }
+    let most = plan.tasks.iter().flat_map(|t| &t.views).map(|v| v.kept_mib).fold(0.0, f64::max);
+    format!(
+        "{} parameters, {} of them in the encoder; {:.0} MiB with gradients and moments, {:.0} MiB with what the largest step keeps\n\
+         {table}\nmean of a step: {:.2} GFLOP, {:.0} tokens; the run: {:.1} TFLOP\n",
+        plan.n_parameters,
+        plan.n_encoder_parameters,
+        plan.state_mib,
+        plan.state_mib + most,
+        plan.flops_per_step / 1e9,
+        plan.tokens_per_step,
+        plan.flops / 1e12,
+    )
 }
 
 /// One comparison of a device with the CPU.

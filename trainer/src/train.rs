@@ -19,7 +19,7 @@ use crate::checkpoint::{self, CheckpointError, Saved};
 use crate::config::TrainConfig;
 use crate::ledger::{Ledger, LedgerError};
 use crate::metrics::{Metrics, StepMetrics};
-use crate::model::{Classifier, Imp, ModelConfig, ModelError, Purpose, RawModel, Stream};
+use crate::model::{Classifier, Imp, Loss, ModelConfig, ModelError, Purpose, RawModel, Stream};
 use crate::ops::Backend;
 use crate::optim::AdamW;
 
@@ -93,6 +93,8 @@ pub fn fit<D: Backend>(
     let mut ledger = Ledger::open(run)?;
     loader.remember(ledger.records().iter().cloned());
     let (begin, mut waited) = (Instant::now(), 0.0);
+    // Gradients that wait for those of the next steps.
+    let mut before = None;
 
     for step in first_step..config.steps {
         let step_begin = Instant::now();
@@ -109,9 +111,19 @@ pub fn fit<D: Backend>(
         let lr = config.schedule.lr_at(step);
         // Neither a loss nor a gradient that is not finite moves a parameter: both are errors.
         let failed = |source| TrainError::Step { step, task: task.name().to_owned(), source };
-        let most = config.micro_batch.unwrap_or(batch.n());
-        let loss = model.loss_in_parts(task.objective(), &task.corpora()[0], &batch, most).map_err(failed)?;
-        let update = optimizer.step(&mut model, loss.grads, lr).map_err(failed)?;
+        let (objective, corpus) = (task.objective(), &task.corpora()[0]);
+        let loss = match config.accumulate {
+            1 => model.loss_in_parts(objective, corpus, &batch, config.micro_batch.unwrap_or(batch.n())),
+            n => model.loss_onto(objective, corpus, &batch, 1.0 / n as f32, before.take()),
+        };
+        let Loss { value, grads, routing } = loss.map_err(failed)?;
+        let grad_norm = match (step + 1).is_multiple_of(config.accumulate) {
+            true => optimizer.step(&mut model, grads, lr).map_err(failed)?.grad_norm,
+            false => {
+                before = Some(grads);
+                0.0
+            }
+        };
         waited += wait_seconds;
         metrics.record(&StepMetrics {
             step,
@@ -119,10 +131,10 @@ pub fn fit<D: Backend>(
             view: batch.view_idx,
             n: batch.n(),
             tokens: n_tokens(&config.mixture, task, batch.view_idx) * batch.n(),
-            loss: loss.value,
-            routing: loss.routing,
+            loss: value,
+            routing,
             lr,
-            grad_norm: update.grad_norm,
+            grad_norm,
             seconds: step_begin.elapsed().as_secs_f64(),
             wait_seconds,
             batch_digest: batch.digest(),
@@ -236,7 +248,7 @@ pub fn model_config(config: &TrainConfig, manifests: &BTreeMap<String, Snapshot>
 }
 
 /// Tokens of one example in each call of the encoder, after DropToken.
-fn tokens_by_stream(view: &View, patching: &Patching) -> Vec<(Stream, usize)> {
+pub(crate) fn tokens_by_stream(view: &View, patching: &Patching) -> Vec<(Stream, usize)> {
     let count = |resolution: Resolution| resolution.n_tokens(patching).unwrap_or(0);
     let vision = view.vision().map(|r| (Stream::Vision, n_kept(count(r), view.drop_rate())));
     let audio = view.audio().map(|r| (Stream::Spectrogram, n_kept(count(r), view.drop_rate())));

@@ -48,6 +48,17 @@ fn so_does_a_sparse_run_that_averages_its_parameters_and_takes_batches_in_parts(
     });
 }
 
+/// Gradients that are accumulated over steps, with experts and a mean: a checkpoint stands between updates only.
+#[test]
+fn so_does_a_sparse_run_that_accumulates_gradients() {
+    check(&|text| {
+        let sparse = "experts = { n = 2, blocks = 1, group_tokens = 64 }\n\n[train.schedule]";
+        let text = text.replace("\n[train.schedule]", sparse);
+        let text = text.replace("[train.loader]", "[train.optimizer]\nema = 0.99\n\n[train.loader]");
+        text.replace("keep_checkpoints = 2", "keep_checkpoints = 2\naccumulate = 2")
+    });
+}
+
 fn check(more: &dyn Fn(String) -> String) {
     let dir = tempfile::tempdir().unwrap();
     world::write(&dir.path().join("corpora"), &Scale::tiny(), 5).unwrap();

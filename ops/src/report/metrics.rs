@@ -19,6 +19,16 @@ pub struct StepMetrics {
     pub seconds: f64,
     #[serde(default)]
     pub wait_seconds: f64,
+    /// Of a model with experts.
+    #[serde(default)]
+    pub routing: Option<Routing>,
+}
+
+/// What the routers did in a step.
+#[derive(Debug, Clone, Copy, Deserialize)]
+pub struct Routing {
+    pub unrouted: f64,
+    pub usage_entropy: f64,
 }
 
 /// What one task cost, or all together.

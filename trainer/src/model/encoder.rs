@@ -9,8 +9,8 @@ use super::experts::Purpose;
 use super::parameters::layer_name;
 use super::{Imp, ModelConfig, ModelError, Stream, device};
 use crate::ops::{
-    Backend, Block, Encoder, Experts, FeedForward, Flat, InputGrad, Layer, Linear, Mask, Norm, Routing, RoutingStats, Rows, Scalar,
-    Tokens,
+    Backend, Block, Encoder, Experts, FeedForward, Flat, InputGrad, Layer, Linear, Mask, Norm, Routing, RoutingStats,
+    Rows, Scalar, Tokens,
 };
 
 /// What the encoder is called for, and what its routers say besides.

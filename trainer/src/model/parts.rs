@@ -60,6 +60,30 @@ impl<D: Backend> Imp<D> {
         Ok(Loss { value: sum.value, grads, routing: RoutingSummary::of(&sum.stats) })
     }
 
+    /// As [`Imp::loss`], with `share` of its gradients added to `before`.
+    ///
+    /// # Errors
+    /// As [`Imp::loss`].
+    pub fn loss_onto(
+        &self,
+        objective: Objective,
+        corpus: &str,
+        batch: &Batch,
+        share: f32,
+        before: Option<Grads<D>>,
+    ) -> Result<Loss<D>, ModelError> {
+        let mut sum = Sum { value: 0.0, grads: before.map(|grads| grads.0), stats: Vec::new() };
+        let mut call = Call::new(&self.config, Purpose::Train);
+        let loss = self.objective::<OwnedTape<f32, D>>(objective, corpus, batch, &mut call)?;
+        let value = scalar_value(&loss);
+        if !value.is_finite() {
+            return Err(ModelError::LossNotFinite(value));
+        }
+        self.add(loss.try_mul(share).map_err(device)?, &mut sum)?;
+        let grads = Grads(sum.grads.unwrap_or_else(Gradients::leaky));
+        Ok(Loss { value, grads, routing: RoutingSummary::of(&call.stats) })
+    }
+
     fn nce_in_parts(&self, batch: &Batch, parts: &[Range<usize>], sum: &mut Sum<D>) -> Result<(), ModelError> {
         let mut whole: Vec<PairVectors<Vec<f32>>> = Vec::new();
         for range in parts {

@@ -77,9 +77,7 @@ impl Backend for Cuda {
     ) -> Result<Option<Rows<Self, T>>, CudaError> {
         let n_in = tubes.tube.iter().product::<usize>() * 3;
         match in_bf16(dev)? {
-            Some(context) if linear::fits(n_in, layer.n_out) => {
-                linear::of_tubes(&context, dev, tubes, layer).map(Some)
-            }
+            Some(context) if linear::fits(n_in, layer.n_out) => linear::of_tubes(&context, dev, tubes, layer).map(Some),
             Some(_) | None => Ok(None),
         }
     }

@@ -86,7 +86,16 @@ const MODULES: [(&str, &[&str]); 4] = [
     ),
     (
         include_str!(concat!(env!("OUT_DIR"), "/experts.ptx")),
-        &["transpose", "route", "choose", "routing_stats", "gather_rows", "combine", "combine_backward", "dispatch_backward"],
+        &[
+            "transpose",
+            "route",
+            "choose",
+            "routing_stats",
+            "gather_rows",
+            "combine",
+            "combine_backward",
+            "dispatch_backward",
+        ],
     ),
 ];
 
@@ -167,7 +176,16 @@ impl Context {
         }
         let gemm = Gemm::new(&device)?;
         let (mirrors, staging) = (Mutex::new(Mirrors::default()), Mutex::new(Staging::new()?));
-        Ok(Self { device, precision, gemm, functions, mirrors, zeros: Mutex::new(None), profile: Profile::default(), staging })
+        Ok(Self {
+            device,
+            precision,
+            gemm,
+            functions,
+            mirrors,
+            zeros: Mutex::new(None),
+            profile: Profile::default(),
+            staging,
+        })
     }
 
     /// A product.
@@ -202,7 +220,14 @@ impl Context {
     ///
     /// # Safety
     /// The arguments must be those of the kernel, in number, order and type, and addresses must hold what it reads and writes.
-    pub unsafe fn launch(&self, name: &str, grid: [usize; 3], block: u32, shared: usize, args: &[Arg]) -> Result<(), CudaError> {
+    pub unsafe fn launch(
+        &self,
+        name: &str,
+        grid: [usize; 3],
+        block: u32,
+        shared: usize,
+        args: &[Arg],
+    ) -> Result<(), CudaError> {
         let Some(&function) = self.functions.get(name) else {
             return Err(DriverError(sys::CUresult::CUDA_ERROR_NOT_FOUND).into());
         };
@@ -341,7 +366,9 @@ pub(super) fn address(values: &Values) -> u64 {
 
 /// The address of a parameter's or tensor's gradient, which is made of zeros if there is none.
 macro_rules! gradient {
-    ($grads:expr, $of:expr) => { $crate::ops::cuda::context::address($grads.get_or_alloc_mut($of)?) };
+    ($grads:expr, $of:expr) => {
+        $crate::ops::cuda::context::address($grads.get_or_alloc_mut($of)?)
+    };
 }
 pub(super) use gradient;
 

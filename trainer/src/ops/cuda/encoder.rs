@@ -83,8 +83,8 @@ struct KeptFeedForward {
 }
 
 enum KeptSecond {
-    Dense(KeptFeedForward),
-    Sparse(KeptExperts),
+    Dense(Box<KeptFeedForward>),
+    Sparse(Box<KeptExperts>),
 }
 
 /// Where the residual stream is: its values, and what the last half has to add to it.
@@ -154,11 +154,11 @@ pub(super) fn fused<T: Tape<f32, Cuda>>(
     for layer in encoder.layers {
         let first = attend(context, &mut stream, layer, &sizes, valid.as_ref(), T::OWNS_TAPE)?;
         let second = match (&layer.block.ffn, &layer.experts, &plan) {
-            (Some(ffn), _, _) => Some(KeptSecond::Dense(feed_forward(context, &mut stream, ffn, &sizes)?)),
+            (Some(ffn), _, _) => Some(KeptSecond::Dense(Box::new(feed_forward(context, &mut stream, ffn, &sizes)?))),
             (None, Some(layer), Some(plan)) => {
                 let (kept, of_layer) = experts::forward(context, &mut stream_parts(&mut stream), layer, &sizes, plan)?;
                 stats.push(of_layer);
-                Some(KeptSecond::Sparse(kept))
+                Some(KeptSecond::Sparse(Box::new(kept)))
             }
             (None, _, _) => None,
         };
@@ -200,10 +200,10 @@ pub(super) fn fused<T: Tape<f32, Cuda>>(
         let mut of_stats = stats.iter().rev();
         for (layer, (first, second)) in layers.iter().zip(kept).rev() {
             match (second, &layer.block.ffn, &layer.experts) {
-                (Some(KeptSecond::Dense(kept)), Some(ffn), _) => back.feed_forward(grads, &mut d, kept, ffn)?,
+                (Some(KeptSecond::Dense(kept)), Some(ffn), _) => back.feed_forward(grads, &mut d, *kept, ffn)?,
                 (Some(KeptSecond::Sparse(kept)), _, Some(experts)) => {
                     if let (Some(plan), Some(stats)) = (&plan, of_stats.next()) {
-                        experts::backward(&back, grads, &mut d, kept, experts, plan, stats, d_loss.unwrap_or(0))?;
+                        experts::backward(&back, grads, &mut d, *kept, experts, plan, stats, d_loss.unwrap_or(0))?;
                     }
                 }
                 _ => {}
@@ -220,10 +220,10 @@ pub(super) fn fused<T: Tape<f32, Cuda>>(
 /// LayerNorm's kernels for rows of a width: forward, backward, backward with a bias.
 fn norm_of(width: usize) -> (&'static str, &'static str, &'static str) {
     match width {
-        ..=256 => ("norm_forward_256", "norm_backward_256", "norm_backward_bias_256"),
-        ..=512 => ("norm_forward_512", "norm_backward_512", "norm_backward_bias_512"),
-        ..=768 => ("norm_forward_768", "norm_backward_768", "norm_backward_bias_768"),
-        ..=1024 => ("norm_forward_1024", "norm_backward_1024", "norm_backward_bias_1024"),
+        0..=256 => ("norm_forward_256", "norm_backward_256", "norm_backward_bias_256"),
+        257..=512 => ("norm_forward_512", "norm_backward_512", "norm_backward_bias_512"),
+        513..=768 => ("norm_forward_768", "norm_backward_768", "norm_backward_bias_768"),
+        769..=1024 => ("norm_forward_1024", "norm_backward_1024", "norm_backward_bias_1024"),
         _ => ("norm_forward_2048", "norm_backward_2048", "norm_backward_bias_2048"),
     }
 }
@@ -280,12 +280,8 @@ fn attend(
     let y = context.alloc(rows * d, 2)?;
     // SAFETY: sizes are those of the buffers.
     unsafe {
-        let product = Product::new(
-            [rows, d, 3 * d],
-            Operand::new(h.ptr(), d),
-            Operand::new(w_qkv.ptr(), 3 * d),
-            qkv.ptr(),
-        );
+        let product =
+            Product::new([rows, d, 3 * d], Operand::new(h.ptr(), d), Operand::new(w_qkv.ptr(), 3 * d), qkv.ptr());
         context.product(&product)?;
     }
     let normed = match head_scales {
@@ -415,9 +411,7 @@ impl Back<'_> {
             let (_, plain, with_bias) = norm_of(width);
             let name = if norm.bias.is_some() { with_bias } else { plain };
             let (shared, add) = (2 * width * 4, usize::from(add));
-            let list = args![
-                dh16, dh32, &*kept.x, &kept.stats, scale, &d.dx, &d.dx16, &partial, rows, width, add
-            ];
+            let list = args![dh16, dh32, &*kept.x, &kept.stats, scale, &d.dx, &d.dx16, &partial, rows, width, add];
             context.launch(name, [blocks, 1, 1], 128, shared, list)?;
             add_partials(context, &partial, d_scale, blocks, 2 * width, (0, width))?;
             if let Some(bias) = &norm.bias {

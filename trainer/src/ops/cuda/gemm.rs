@@ -292,8 +292,19 @@ impl Gemm {
         // SAFETY: everything was made above; there is room for as many results as are asked for. The preference is not used again.
         unsafe {
             let all = (CANDIDATES as i32, found.as_mut_ptr().cast());
-            sys::cublasLtMatmulAlgoGetHeuristic(self.handle, desc, b, a, to, to, preference, all.0, all.1, &mut n_found)
-                .result()?;
+            sys::cublasLtMatmulAlgoGetHeuristic(
+                self.handle,
+                desc,
+                b,
+                a,
+                to,
+                to,
+                preference,
+                all.0,
+                all.1,
+                &mut n_found,
+            )
+            .result()?;
             result::destroy_matmul_pref(preference)?;
         }
         // SAFETY: so many were written.
@@ -345,7 +356,11 @@ impl Gemm {
 }
 
 /// Sets an attribute of a product's description.
-fn set<T>(desc: sys::cublasLtMatmulDesc_t, attribute: sys::cublasLtMatmulDescAttributes_t, value: &T) -> Result<(), CublasError> {
+fn set<T>(
+    desc: sys::cublasLtMatmulDesc_t,
+    attribute: sys::cublasLtMatmulDescAttributes_t,
+    value: &T,
+) -> Result<(), CublasError> {
     // SAFETY: the description is alive, and the value of the size that it is said to have.
     unsafe { result::set_matmul_desc_attribute(desc, attribute, std::ptr::from_ref(value).cast(), size_of::<T>()) }
 }
@@ -391,8 +406,9 @@ pub fn ceiling(dev: &dfdx::prelude::Cuda) -> Result<f64, CudaError> {
     let context = super::context::Context::of(dev)?;
     let [a, b, to] = [context.alloc(N * N, 2)?, context.alloc(N * N, 2)?, context.alloc(N * N, 2)?];
     // Numbers near 1 of many values: zeros would need less power, and go faster.
-    let values: Vec<u16> =
-        (0..N * N).map(|i| 0x3f00 | ((i as u32).wrapping_mul(2_654_435_761) >> 24) as u16 | ((i & 1) << 15) as u16).collect();
+    let values: Vec<u16> = (0..N * N)
+        .map(|i| 0x3f00 | ((i as u32).wrapping_mul(2_654_435_761) >> 24) as u16 | ((i & 1) << 15) as u16)
+        .collect();
     for buf in [&a, &b] {
         // SAFETY: as many bytes as were asked for.
         unsafe { cudarc::driver::result::memcpy_htod_sync(buf.ptr(), &values) }?;

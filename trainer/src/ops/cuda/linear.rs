@@ -26,7 +26,9 @@ pub(super) fn fused<T: Tape<f32, Cuda>>(
     let values = values_of(context, x.try_contiguous()?)?;
     let half = context.alloc(n * n_in, 2)?;
     // SAFETY: both hold `n * n_in` values.
-    unsafe { context.launch_over("to_bf16", (n * n_in).div_ceil(4), args![address(&values), &half, (n * n_in) as u64]) }?;
+    unsafe {
+        context.launch_over("to_bf16", (n * n_in).div_ceil(4), args![address(&values), &half, (n * n_in) as u64])
+    }?;
     drop(values);
     apply(context, &dev, half, (n, n_in), layer, tape, move |grads| match &x_ghost {
         Some(ghost) => Ok(Some(gradient!(grads, ghost))),
@@ -74,8 +76,7 @@ fn apply<T: Tape<f32, Cuda>>(
     let y = address(out.get_or_alloc_mut(&shaped)?);
     // SAFETY: sizes are those of the shapes.
     unsafe {
-        let product =
-            Product::new([n, n_in, n_out], Operand::new(x.ptr(), n_in), Operand::new(kernel.ptr(), n_out), y);
+        let product = Product::new([n, n_in, n_out], Operand::new(x.ptr(), n_in), Operand::new(kernel.ptr(), n_out), y);
         context.product(&product.wide())?;
         if bias.is_some() || gelu {
             let all = n * n_out;

@@ -7,6 +7,7 @@
 //! velocity becomes the parameter, and the parameter stays.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 use dfdx::prelude::{Cuda, CudaError, Gradients, HasShape, Shape, Storage, Tensor};
@@ -57,9 +58,9 @@ impl Mirrors {
     pub fn f32(&mut self, context: &Context, p: &Flat<Cuda>) -> Result<u64, CudaError> {
         let to = self.whole.get_or_alloc_mut(p)?;
         let at = address(to);
-        if !self.known.contains_key(&at) {
+        if let Entry::Vacant(unknown) = self.known.entry(at) {
             read_into(context, &mut p.clone(), to)?;
-            self.known.insert(at, None);
+            unknown.insert(None);
         }
         Ok(at)
     }

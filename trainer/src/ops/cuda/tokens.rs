@@ -106,9 +106,7 @@ pub(super) fn mean_pool<T: Tape<f32, Cuda>>(
         let dx = gradient!(grads, &x_ghost);
         let all = n * n_tokens * d;
         // SAFETY: as above.
-        unsafe {
-            context.launch_over("pool_backward", all, args![address(&dy), &weights, dx, all as u64, n_tokens, d])
-        }
+        unsafe { context.launch_over("pool_backward", all, args![address(&dy), &weights, dx, all as u64, n_tokens, d]) }
     });
     Ok(y.put_tape(tape))
 }

@@ -1,0 +1,147 @@
+//! What a run will ask of its device, before the first batch: parameters, FLOPs and memory by task and view.
+//!
+//! In: a checked config, the corpora's manifests. Out: numbers. Never: a step; what is measured comes from `imp-train bench`.
+//!
+//! A multiply-add is two FLOPs, a backward pass twice the forward, and the embedding of data has no gradient of its input. Norms,
+//! softmax, routing and the optimizer count nothing.
+
+use imp_schemas::store::Store;
+use imp_schemas::task::{Alternation, Objective, Task, View};
+use serde::Serialize;
+
+use crate::config::TrainConfig;
+use crate::model::{ModelConfig, Stream};
+use crate::ops::Precision;
+use crate::train::{self, TrainError, tokens_by_stream};
+
+/// A run, before it runs.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Plan {
+    pub n_parameters: usize,
+    pub n_encoder_parameters: usize,
+    /// Mean over the tasks' shares.
+    pub flops_per_step: f64,
+    pub tokens_per_step: f64,
+    /// Of the whole run.
+    pub flops: f64,
+    /// Parameters, gradients, moments, the mean if there is one, and on CUDA the mirrors.
+    pub state_mib: f64,
+    pub tasks: Vec<TaskPlan>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct TaskPlan {
+    pub name: String,
+    /// Of the steps.
+    pub share: f64,
+    pub views: Vec<ViewPlan>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ViewPlan {
+    /// Of the task's steps.
+    pub share: f64,
+    /// Examples of a batch.
+    pub n: usize,
+    /// Of one example, by stream, after DropToken.
+    pub tokens: Vec<(Stream, usize)>,
+    /// Of a step.
+    pub flops: f64,
+    /// What the encoder keeps of a step for the way back.
+    pub kept_mib: f64,
+}
+
+const MIB: f64 = (1 << 20) as f64;
+
+/// Reads manifests, and the footers of shards.
+///
+/// # Errors
+/// The store failed, or the model cannot be.
+pub fn of(config: &TrainConfig, store: &Store) -> Result<Plan, TrainError> {
+    let manifests = imp_loader::Loader::open(store, config.mixture.clone(), &config.loader, None)?.manifests().clone();
+    let model = train::model_config(config, &manifests)?;
+    let tasks = config.mixture.tasks();
+    let weights: Vec<f64> = match config.mixture.alternation() {
+        Alternation::Intervals => tasks.iter().map(|task| 1.0 / task.interval() as f64).collect(),
+        Alternation::Weights | Alternation::Random => tasks.iter().map(Task::weight).collect(),
+    };
+    let all: f64 = weights.iter().sum();
+    let tasks: Vec<TaskPlan> =
+        tasks.iter().zip(&weights).map(|(task, w)| of_task(config, &model, task, w / all)).collect();
+    let mean = |of: fn(&ViewPlan) -> f64| -> f64 {
+        tasks.iter().map(|t| t.share * t.views.iter().map(|v| v.share * of(v)).sum::<f64>()).sum()
+    };
+    let flops_per_step = mean(|view| view.flops);
+    let tokens_per_step = mean(|view| (view.n * view.tokens.iter().map(|(_, n)| n).sum::<usize>()) as f64);
+    let n = model.n_parameters();
+    let copies = 4.0 + f64::from(u8::from(config.optimizer.ema > 0.0));
+    let mirrors = if config.device == "cpu" { 0.0 } else { 1.5 };
+    Ok(Plan {
+        n_parameters: n,
+        n_encoder_parameters: model.n_encoder_parameters(),
+        flops_per_step,
+        tokens_per_step,
+        flops: flops_per_step * config.steps as f64,
+        state_mib: n as f64 * 4.0 * (copies + mirrors) / MIB,
+        tasks,
+    })
+}
+
+fn of_task(config: &TrainConfig, model: &ModelConfig, task: &Task, share: f64) -> TaskPlan {
+    let all: f64 = task.views().iter().map(View::weight).sum();
+    let views = task.views().iter().map(|view| {
+        let tokens = tokens_by_stream(view, config.mixture.patching());
+        // A part of the batch is in the encoder at a time.
+        let at_once = config.micro_batch.map_or(view.n(), |most| most.min(view.n()));
+        let kept = tokens.iter().map(|&(_, n)| at_once as f64 * model.kept_bytes(n, config.precision)).sum::<f64>();
+        let flops = step_flops(model, task.objective(), view.n(), &tokens);
+        ViewPlan { share: view.weight() / all, n: view.n(), tokens, flops, kept_mib: kept / MIB }
+    });
+    TaskPlan { name: task.name().to_owned(), share, views: views.collect() }
+}
+
+/// FLOPs of one step on a batch of `n` examples.
+fn step_flops(model: &ModelConfig, objective: Objective, n: usize, tokens: &[(Stream, usize)]) -> f64 {
+    let (d, c, n) = (model.width() as f64, model.common_width() as f64, n as f64);
+    let mut flops = 0.0;
+    for &(stream, n_tokens) in tokens {
+        let values = match stream {
+            Stream::Vision => model.patching().n_tube_values(),
+            Stream::Spectrogram => model.patching().n_spectrogram_values(),
+            Stream::Text => 0,
+        };
+        let embed = 2.0 * n_tokens as f64 * values as f64 * d;
+        let projections = 2.0 * d * d * (n_tokens as f64 + 1.0);
+        flops += n * (2.0 * embed + 3.0 * (model.encoder_flops(n_tokens) + projections));
+    }
+    let heads = match objective {
+        Objective::Nce => {
+            // Each stream meets each other one.
+            let pairs = (tokens.len() * tokens.len().saturating_sub(1) / 2) as f64;
+            pairs * (2.0 * n * (2.0 * d * c + 2.0 * c * c) + 2.0 * n * n * c)
+        }
+        Objective::Softmax => 0.0,
+    };
+    flops + 3.0 * heads
+}
+
+impl ModelConfig {
+    /// Bytes that the encoder keeps of one example of `n_tokens` until its way back.
+    fn kept_bytes(&self, n_tokens: usize, precision: Precision) -> f64 {
+        let (d, f, n, h) = (self.width() as f64, self.ffn_width() as f64, n_tokens as f64, self.heads() as f64);
+        let (depth, sparse) = (self.depth() as f64, self.experts().map_or(0.0, |e| e.n_blocks() as f64));
+        let experts = self.experts().map_or(0.0, |e| e.n() as f64);
+        match precision {
+            // Input, middle, q, k and v, the joined heads, before GELU; weights of all pairs; what the LayerNorms need.
+            Precision::F32 => {
+                let dense = 4.0 * n * (6.0 * d + f + n * h + 4.0);
+                depth * dense + sparse * 4.0 * n * (d + experts)
+            }
+            // The stream twice in f32; normed twice, q, k, v, the joined heads, before and after GELU in bf16; logarithms of sums.
+            Precision::Bf16 => {
+                let dense = n * (8.0 * d + 2.0 * (2.0 * d + 3.0 * d + d + 2.0 * f) + 4.0 * h + 16.0);
+                depth * dense + sparse * n * (4.0 * d + 8.0 * experts)
+            }
+        }
+    }
+}
