@@ -53,7 +53,7 @@ export LIBRARY_PATH="$kit/stub:$cuda/lib${LIBRARY_PATH:+:$LIBRARY_PATH}"
 export RUSTFLAGS="${RUSTFLAGS:-} -L native=$kit/stub -L native=$cuda/lib"
 
 # The driver's library is on no machine without a driver: a stub with the symbols that the linker asks for.
-# The first link fails and names them; the second finds them all.
+# A link that fails names them.
 make_stub() {
   { sort -u "$kit/stub/symbols" | sed 's/.*/void &(void) {}/'; } > "$kit/stub/cuda.c"
   cc -shared -fPIC -Wl,-soname,libcuda.so.1 -o "$kit/stub/libcuda.so" "$kit/stub/cuda.c"
@@ -61,10 +61,13 @@ make_stub() {
 touch "$kit/stub/symbols"
 make_stub
 build() { cargo build --release --target-dir target/cuda -p imp-trainer --features cuda --bin imp-train; }
-if ! build 2> >(tee "$kit/build.log" >&2); then
+# A linker names twenty at a time.
+for attempt in 1 2 3 4 5; do
+  if build 2> >(tee "$kit/build.log" >&2); then break; fi
+  sleep 1 # until the log is whole
   grep -o 'undefined \(reference to\|symbol:\) [`'"'"']\?cu[A-Z][A-Za-z0-9_]*' "$kit/build.log" |
     grep -o 'cu[A-Z][A-Za-z0-9_]*$' >> "$kit/stub/symbols" || { echo "error: the build failed for another reason than the driver's stub" >&2; exit 1; }
+  test "$attempt" -lt 5 || { echo "error: the driver's stub still lacks symbols" >&2; exit 1; }
   make_stub
-  build
-fi
+done
 echo "built target/cuda/release/imp-train; libraries for the machine that runs it: $cuda/lib"
