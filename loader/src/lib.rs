@@ -41,6 +41,7 @@ pub use eval::{EvalBatch, EvalLoader, EvalSpec};
 pub use explain::{ExplainedCrop, ExplainedExample, ExplainedStep, explain};
 pub use loader::{Loader, Watch};
 pub use one::batch_of_file;
+pub use open::snapshots;
 pub use shuffle::ShuffleQuality;
 pub use simulate::{Shape, SimulateOptions, Simulated, SimulatedTask, simulate};
 pub use stats::{Bound, LoaderStats, StageSeconds, Stages, Substituted};

@@ -30,6 +30,14 @@ pub struct Opened {
     pub plan: Plan,
 }
 
+/// The newest snapshots of a mixture's corpora, by name, without a pipeline that reads from them: what a loader would open.
+///
+/// # Errors
+/// As [`Loader::open`](crate::Loader::open), for what the mixture asks for.
+pub fn snapshots(store: &Store, mixture: &Mixture) -> Result<BTreeMap<String, Snapshot>, LoaderError> {
+    Ok(open(store, mixture, &LoaderSettings::default(), None)?.manifests)
+}
+
 /// The newest snapshots, or those that `start` began with, as long as they are there: what is ingested, appended or withdrawn while
 /// a run goes on is for later runs.
 ///

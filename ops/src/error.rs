@@ -38,6 +38,8 @@ pub enum OpsError {
     NoRepository(PathBuf),
     #[error("cannot read `{}` as TOML: {detail}", path.display())]
     Toml { path: PathBuf, detail: String },
+    #[error("{0}")]
+    Lost(String),
     #[error("{n} things to tidy up")]
     Untidy { n: usize },
     #[error("{}", failed.join(", "))]

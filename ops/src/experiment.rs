@@ -88,23 +88,27 @@ pub fn run(args: &ExperimentArgs) -> Result<(), OpsError> {
     make(&out)?;
     let steps = args.steps.unwrap_or(experiment.steps);
     let runner = Runner { program, store: args.store.clone(), out, score_on_cpu: args.score_on_cpu };
-    // Before an arm's steps are known any whole number of its groups does.
-    let whole = |arm: &Arm, steps: u64| steps.next_multiple_of(arm.group());
-    let first = runner
-        .plan(&experiment.config(&experiment.arms[0], whole(&experiment.arms[0], steps), args.seeds[0])?, "plan")?;
+    let seeds: std::collections::BTreeSet<u64> = args.seeds.iter().copied().collect();
+    let Some(&any_seed) = seeds.first() else { return Ok(()) };
+    let mut plans: Vec<Plan> = Vec::new();
     let mut jobs = Vec::new();
     for arm in &experiment.arms {
-        let plan = runner.plan(&experiment.config(arm, whole(arm, steps), args.seeds[0])?, "plan")?;
-        let steps = arm.steps(steps, &first, &plan);
-        for &seed in &args.seeds {
-            jobs.push((arm, steps, seed, plan.flops_per_step * steps as f64, plan.n_parameters));
+        // Before an arm's steps are known any whole number of its groups does.
+        let probe = experiment.config(arm, experiment.group(arm), any_seed)?;
+        plans.push(runner.plan(&probe, "plan")?);
+        let (first, own) = (&plans[0], &plans[plans.len() - 1]);
+        let steps = experiment.steps_of(arm, steps, first, own)?;
+        for &seed in &seeds {
+            jobs.push((arm, steps, seed, own.flops_per_step * steps as f64, own.n_parameters));
         }
     }
     let (next, outcomes) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     let worker = || -> Result<(), OpsError> {
         while let Some(&(arm, n, seed, flops, parameters)) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
             let config = experiment.config(arm, n, seed)?;
-            let outcome = runner.fit(arm, &config, Outcome::new(arm, seed, n, flops, parameters))?;
+            let outcome = runner.fit(arm, &config, Outcome::new(arm, seed, n, flops, parameters));
+            // One that failed stops the others at their next.
+            let outcome = outcome.inspect_err(|_| next.store(jobs.len(), Ordering::Relaxed))?;
             let scores: Vec<String> = outcome.scores.iter().map(|(k, v)| format!("{k} {:.1} %", 100.0 * v)).collect();
             println!(
                 "{}, seed {seed}: {} steps in {:.0} s: {}",
@@ -117,11 +121,13 @@ pub fn run(args: &ExperimentArgs) -> Result<(), OpsError> {
         }
         Ok(())
     };
-    let done: Vec<Result<(), OpsError>> = std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..args.jobs.max(1)).map(|_| scope.spawn(worker)).collect();
-        threads.into_iter().filter_map(|thread| thread.join().ok()).collect()
-    });
-    done.into_iter().collect::<Result<Vec<()>, _>>()?;
+    std::thread::scope(|scope| {
+        let failed = |source| OpsError::Start { command: "a thread".to_owned(), source };
+        let start = |i| std::thread::Builder::new().name(format!("experiment-{i}")).spawn_scoped(scope, worker);
+        let threads = (0..args.jobs.max(1)).map(start).collect::<Result<Vec<_>, _>>().map_err(failed)?;
+        let gone = || OpsError::Lost("a thread of the experiment ended without a result".to_owned());
+        threads.into_iter().try_for_each(|thread| thread.join().map_err(|_| gone())?)
+    })?;
     let mut outcomes = outcomes.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
     let place = |o: &Outcome| experiment.arms.iter().position(|arm| arm.name == o.arm);
     outcomes.sort_by_key(|o| (place(o), o.seed));
@@ -197,11 +203,26 @@ impl Runner {
     fn fit(&self, arm: &Arm, config: &toml::Table, mut outcome: Outcome) -> Result<Outcome, OpsError> {
         let name = format!("{}-{}-{}", arm.slug(), outcome.seed, outcome.steps);
         let whole = self.out.join(format!("{name}.json"));
-        if let Some(before) = std::fs::read(&whole).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()) {
+        let place = self.out.join(format!("{name}.toml"));
+        // What was done under other settings is done again.
+        let (store, scored) = (self.store.as_deref().unwrap_or("the run file's"), self.score_on_cpu);
+        let text = format!("# store: {store}; scored on the CPU: {scored}\n{config}");
+        if std::fs::read_to_string(&place).is_ok_and(|before| before == text)
+            && let Some(before) = std::fs::read(&whole).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok())
+        {
             return Ok(before);
         }
-        let path = self.write(&format!("{name}.toml"), &config.to_string())?;
         let run = self.out.join(&name);
+        for left in [&whole, &run] {
+            let removed = if left.is_dir() { std::fs::remove_dir_all(left) } else { std::fs::remove_file(left) };
+            match removed {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(OpsError::File { what: "remove", path: left.clone(), source: e });
+                }
+                Ok(()) | Err(_) => {}
+            }
+        }
+        let path = self.write(&format!("{name}.toml"), &text)?;
         let place = run.to_string_lossy().into_owned();
         let begin = Instant::now();
         self.train("fit", &path, &["--run", &place])?;
@@ -214,7 +235,8 @@ impl Runner {
         self.train("eval", &path, &["--run", &place, "--json", &scores.to_string_lossy()])?;
         outcome.scores = table::scores(&scores)?;
         (outcome.unrouted, outcome.usage_entropy) = table::routing(&run)?;
-        self.write(&format!("{name}.json"), &serde_json::to_string(&outcome).unwrap_or_default())?;
+        let json = serde_json::to_string(&outcome).map_err(|e| OpsError::Lost(e.to_string()))?;
+        self.write(&format!("{name}.json"), &json)?;
         Ok(outcome)
     }
 }

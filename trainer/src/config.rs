@@ -31,7 +31,8 @@ pub struct RawTrain {
     /// Most examples in the encoder at a time; absent: the whole batch. Contrastive losses still see every vector of the batch: it is
     /// embedded once without gradients, and once more, part by part, with them. Experts choose among the tokens of a part.
     pub micro_batch: Option<usize>,
-    /// Steps whose gradients one update takes the mean of: 1 is AGD; as many as there are tasks is, on average, their sum.
+    /// Consecutive steps whose gradients one update takes the mean of: 1 is AGD; of as many as there are tasks each has, on average, its
+    /// share.
     #[serde(default = "one")]
     pub accumulate: u64,
     /// Steps between two checkpoints.

@@ -2,6 +2,7 @@
 //!
 //! In: a checked config, the corpora's manifests. Out: numbers. Never: a step; what is measured comes from `imp-train bench`.
 //!
+//! Memory is that of experts with a capacity factor of 1. FLOPs do not count that a contrastive batch in parts is embedded twice.
 //! A multiply-add is two FLOPs, a backward pass twice the forward, and the embedding of data has no gradient of its input. Norms,
 //! softmax, routing and the optimizer count nothing.
 
@@ -14,7 +15,7 @@ use crate::model::{ModelConfig, Stream};
 use crate::ops::Precision;
 use crate::train::{self, TrainError, tokens_by_stream};
 
-/// A run, before it runs.
+/// A run, before it runs. Shares of tasks and views are those of its first step: phases may change them.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Plan {
     pub n_parameters: usize,
@@ -58,7 +59,7 @@ const MIB: f64 = (1 << 20) as f64;
 /// # Errors
 /// The store failed, or the model cannot be.
 pub fn of(config: &TrainConfig, store: &Store) -> Result<Plan, TrainError> {
-    let manifests = imp_loader::Loader::open(store, config.mixture.clone(), &config.loader, None)?.manifests().clone();
+    let manifests = imp_loader::snapshots(store, &config.mixture)?;
     let model = train::model_config(config, &manifests)?;
     let tasks = config.mixture.tasks();
     let weights: Vec<f64> = match config.mixture.alternation() {
@@ -75,7 +76,7 @@ pub fn of(config: &TrainConfig, store: &Store) -> Result<Plan, TrainError> {
     let tokens_per_step = mean(|view| (view.n * view.tokens.iter().map(|(_, n)| n).sum::<usize>()) as f64);
     let n = model.n_parameters();
     let copies = 4.0 + f64::from(u8::from(config.optimizer.ema > 0.0));
-    let mirrors = if config.device == "cpu" { 0.0 } else { 1.5 };
+    let mirrors = if config.precision == Precision::Bf16 { 1.5 } else { 0.0 };
     Ok(Plan {
         n_parameters: n,
         n_encoder_parameters: model.n_encoder_parameters(),
@@ -134,12 +135,14 @@ impl ModelConfig {
         match precision {
             // Input, middle, q, k and v, the joined heads, before GELU; weights of all pairs; what the LayerNorms need.
             Precision::F32 => {
-                let dense = 4.0 * n * (6.0 * d + f + n * h + 4.0);
+                let normed = if self.qk_norm() { 2.0 * d + 4.0 * h } else { 0.0 };
+                let dense = 4.0 * n * (6.0 * d + f + n * h + 4.0 + normed);
                 depth * dense + sparse * 4.0 * n * (d + experts)
             }
             // The stream twice in f32; normed twice, q, k, v, the joined heads, before and after GELU in bf16; logarithms of sums.
             Precision::Bf16 => {
-                let dense = n * (8.0 * d + 2.0 * (2.0 * d + 3.0 * d + d + 2.0 * f) + 4.0 * h + 16.0);
+                let normed = if self.qk_norm() { 4.0 * d + 16.0 * h } else { 0.0 };
+                let dense = n * (8.0 * d + 2.0 * (2.0 * d + 3.0 * d + d + 2.0 * f) + 4.0 * h + 16.0 + normed);
                 depth * dense + sparse * n * (4.0 * d + 8.0 * experts)
             }
         }

@@ -293,7 +293,9 @@ pub fn run<D: Backend>(dev: &D, precision: Precision, say: &mut dyn FnMut(&Check
             let (wanted, found) = (ask_encoder(&cpu, &case)?, ask_encoder(dev, &case)?);
             let what = ["encoder: tokens", "encoder: gradients at tokens", "encoder: gradients of parameters"];
             for ((what, found), wanted) in what.into_iter().zip(&found).zip(&wanted) {
-                check(what, distance(found, wanted), of_op);
+                // What bf16 rounds of a stream before a router moves choices near the border to other tokens.
+                let moved = precision == Precision::Bf16 && case.model.get("experts").is_some();
+                check(what, distance(found, wanted), if moved { 5.0 * of_op } else { of_op });
             }
         }
         check("loss", (found.loss - wanted.loss).abs() / wanted.loss.abs(), of_value);

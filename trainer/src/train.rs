@@ -56,6 +56,14 @@ pub enum TrainError {
     )]
     OtherModel { key: &'static str, found: String, wanted: String },
     #[error(
+        "`train.accumulate` is {wanted}, but the run's checkpoint was trained with {found}, by which its updates are counted; set it back, or begin another run"
+    )]
+    OtherAccumulate { found: u64, wanted: u64 },
+    #[error(
+        "the run {what} at step {step}, must be a multiple of `train.accumulate` ({accumulate}): a checkpoint holds no gradients"
+    )]
+    HalfGroup { what: &'static str, step: u64, accumulate: u64 },
+    #[error(
         "task `{task}` trains `softmax` on corpus `{corpus}`, whose manifest lists no classes; ingest it with labels"
     )]
     NoClasses { task: String, corpus: String },
@@ -89,6 +97,15 @@ pub fn fit<D: Backend>(
         checkpoint::load_optimizer(run, meta, &mut optimizer)?;
     }
     let first_step = start.as_ref().map_or(0, |meta| meta.step);
+    let before = start.as_ref().and_then(|meta| meta.config["accumulate"].as_u64()).unwrap_or(config.accumulate);
+    if before != config.accumulate {
+        return Err(TrainError::OtherAccumulate { found: before, wanted: config.accumulate });
+    }
+    for (what, step) in [("ends", config.steps), ("begins", first_step)] {
+        if !step.is_multiple_of(config.accumulate) {
+            return Err(TrainError::HalfGroup { what, step, accumulate: config.accumulate });
+        }
+    }
     let mut metrics = Metrics::start(run, first_step, config.steps)?;
     let mut ledger = Ledger::open(run)?;
     loader.remember(ledger.records().iter().cloned());

@@ -1,6 +1,7 @@
 //! An experiment's file, and the run file that it makes of each arm.
 
-use std::path::Path;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use toml::{Table, Value};
@@ -15,6 +16,7 @@ pub struct Experiment {
     pub claim: String,
     pub steps: u64,
     pub arms: Vec<Arm>,
+    path: PathBuf,
     /// The run file under all arms.
     base: Table,
     /// Evaluations of all arms, by name.
@@ -54,6 +56,15 @@ enum Equal {
     Steps,
 }
 
+/// What an experiment says of every run.
+const OWN: [&str; 5] = [
+    "train.steps",
+    "train.checkpoint_every",
+    "train.schedule.decay_steps",
+    "train.schedule.warmup_steps",
+    "train.mixture.seed",
+];
+
 /// One arm.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -73,26 +84,6 @@ impl Arm {
     /// A name for files.
     pub fn slug(&self) -> String {
         self.name.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' }).collect()
-    }
-
-    /// Steps that cost what `steps` of the first arm cost.
-    pub fn steps(&self, steps: u64, first: &Plan, own: &Plan) -> u64 {
-        let by_flops = steps as f64 * first.flops_per_step / own.flops_per_step;
-        let equal = self.equal.unwrap_or(if self.tasks.is_some() { Equal::Steps } else { Equal::Flops });
-        let n = match equal {
-            Equal::Flops => by_flops,
-            Equal::Steps => {
-                let has = |name: &String| own.tasks.iter().any(|task| &task.name == name);
-                steps as f64 * first.tasks.iter().filter(|t| has(&t.name)).map(|t| t.share).sum::<f64>()
-            }
-        };
-        let group = self.group();
-        ((n.round() as u64) / group * group).max(group)
-    }
-
-    /// Steps of an update: a run has whole ones.
-    pub fn group(&self) -> u64 {
-        self.set.get("train.accumulate").and_then(Value::as_integer).unwrap_or(1).max(1) as u64
     }
 }
 
@@ -129,6 +120,9 @@ impl Experiment {
         }
         for text in sets {
             let (key, value) = text.split_once('=').ok_or_else(|| wrong(format!("`--set {text}` has no `=`")))?;
+            if OWN.contains(&key) || raw.arm.iter().any(|arm| arm.set.contains_key(key)) {
+                return Err(wrong(format!("`--set {key}`: the experiment sets it itself")));
+            }
             let parsed: Table =
                 toml::from_str(&format!("v = {value}")).map_err(|e| wrong(format!("`--set {text}`: {e}")))?;
             set(&mut base, key, parsed["v"].clone()).map_err(wrong)?;
@@ -138,7 +132,41 @@ impl Experiment {
         if let Some(tasks) = &tasks {
             keep(&mut base, "tasks", tasks).map_err(wrong)?;
         }
-        Ok(Self { title, claim, steps, arms, base, evals })
+        let slugs: BTreeSet<String> = arms.iter().map(Arm::slug).collect();
+        if slugs.len() < arms.len() {
+            return Err(wrong("two arms have names that make the same file name".to_owned()));
+        }
+        Ok(Self { title, claim, steps, arms, path: path.to_owned(), base, evals })
+    }
+
+    /// Steps of an update of an arm: a run has whole ones.
+    pub fn group(&self, arm: &Arm) -> u64 {
+        let of_base = self.base.get("train").and_then(|train| train.get("accumulate"));
+        arm.set.get("train.accumulate").or(of_base).and_then(Value::as_integer).unwrap_or(1).max(1) as u64
+    }
+
+    /// Steps of an arm that cost what `steps` of the first one cost.
+    ///
+    /// # Errors
+    /// None of the arm's tasks is one of the first arm's.
+    pub fn steps_of(&self, arm: &Arm, steps: u64, first: &Plan, own: &Plan) -> Result<u64, OpsError> {
+        let equal = arm.equal.unwrap_or(if arm.tasks.is_some() { Equal::Steps } else { Equal::Flops });
+        let n = match equal {
+            Equal::Flops => steps as f64 * first.flops_per_step / own.flops_per_step,
+            Equal::Steps => {
+                let has = |name: &String| own.tasks.iter().any(|task| &task.name == name);
+                steps as f64 * first.tasks.iter().filter(|t| has(&t.name)).map(|t| t.share).sum::<f64>()
+            }
+        };
+        if n < 1.0 {
+            return Err(self.malformed(format!("arm `{}`: the first arm trains none of its tasks", arm.name)));
+        }
+        let group = self.group(arm);
+        Ok((n.round() as u64 / group * group).max(group))
+    }
+
+    fn malformed(&self, detail: String) -> OpsError {
+        malformed(&self.path, detail)
     }
 
     /// The run file of an arm; the schedule is as long as the run.
@@ -146,7 +174,7 @@ impl Experiment {
     /// # Errors
     /// A path or a name leads nowhere.
     pub fn config(&self, arm: &Arm, steps: u64, seed: u64) -> Result<Table, OpsError> {
-        let wrong = |detail: String| malformed(Path::new(&arm.name), detail);
+        let wrong = |detail: String| self.malformed(format!("arm `{}`: {detail}", arm.name));
         let mut config = self.base.clone();
         for (key, value) in &arm.set {
             set(&mut config, key, value.clone()).map_err(wrong)?;
@@ -156,14 +184,7 @@ impl Experiment {
             keep(&mut config, "tasks", tasks).map_err(wrong)?;
         }
         let warmup = (steps / 20).max(1);
-        let numbers = [
-            ("train.steps", steps),
-            ("train.checkpoint_every", steps),
-            ("train.schedule.decay_steps", steps.max(warmup + 1)),
-            ("train.schedule.warmup_steps", warmup),
-            ("train.mixture.seed", seed),
-        ];
-        for (key, n) in numbers {
+        for (key, n) in OWN.into_iter().zip([steps, steps, steps.max(warmup + 1), warmup, seed]) {
             set(&mut config, key, Value::Integer(n as i64)).map_err(wrong)?;
         }
         Ok(config)
@@ -284,11 +305,22 @@ mod tests {
                 .map(|&(name, share)| super::super::TaskShare { name: name.to_owned(), share })
                 .collect(),
         };
-        let arm = |text: &str| toml::from_str::<Arm>(text).unwrap();
+        let experiment = Experiment {
+            title: String::new(),
+            claim: String::new(),
+            steps: 100,
+            arms: Vec::new(),
+            path: PathBuf::from("x.toml"),
+            base: Table::new(),
+            evals: Vec::new(),
+        };
         let first = plan(4.0, &[("a", 0.25), ("b", 0.75)]);
-        assert_eq!(arm("name = \"x\"").steps(100, &first, &plan(8.0, &[("a", 1.0)])), 50);
-        assert_eq!(arm("name = \"x\"\ntasks = [\"a\"]").steps(100, &first, &plan(8.0, &[("a", 1.0)])), 25);
-        let group = arm("name = \"x\"\nset = { \"train.accumulate\" = 7 }");
-        assert_eq!(group.steps(100, &first, &plan(4.0, &[("a", 1.0)])), 98);
+        let steps =
+            |text: &str, own: Plan| experiment.steps_of(&toml::from_str::<Arm>(text).unwrap(), 100, &first, &own);
+        assert_eq!(steps("name = \"x\"", plan(8.0, &[("a", 1.0)])).unwrap(), 50);
+        assert_eq!(steps("name = \"x\"\ntasks = [\"a\"]", plan(8.0, &[("a", 1.0)])).unwrap(), 25);
+        let group = "name = \"x\"\nset = { \"train.accumulate\" = 7 }";
+        assert_eq!(steps(group, plan(4.0, &[("a", 1.0)])).unwrap(), 98);
+        assert!(steps("name = \"x\"\ntasks = [\"c\"]", plan(8.0, &[("c", 1.0)])).is_err());
     }
 }

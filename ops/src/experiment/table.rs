@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use imp_schemas::store::Store;
 use plotters::prelude::*;
@@ -49,14 +49,14 @@ fn spread(values: &[f64]) -> (f64, f64) {
 /// Writes `NAME.md`, `NAME.svg` and `NAME.json`.
 pub fn write(path: &Path, experiment: &Experiment, outcomes: &[Outcome]) -> Result<(), OpsError> {
     let file = |extension: &str, text: &str| {
-        let path = path.with_extension(extension);
+        let path = PathBuf::from(format!("{}.{extension}", path.display()));
         std::fs::write(&path, text).map_err(|source| OpsError::File { what: "write", path, source })
     };
     let table = table(experiment, outcomes);
     print!("{table}");
     file("md", &table)?;
     file("svg", &plot(experiment, outcomes)?)?;
-    file("json", &serde_json::to_string_pretty(outcomes).unwrap_or_default())
+    file("json", &serde_json::to_string_pretty(outcomes).map_err(|e| OpsError::Lost(e.to_string()))?)
 }
 
 fn of_arm<'a>(outcomes: &'a [Outcome], arm: &str) -> Vec<&'a Outcome> {
@@ -82,12 +82,17 @@ fn table(experiment: &Experiment, outcomes: &[Outcome]) -> String {
         let Some(first) = runs.first() else { continue };
         let shown = |values: &[f64]| match spread(values) {
             _ if values.is_empty() => "–".to_owned(),
+            (mean, _) if values.len() == 1 => format!("{mean:.1}"),
             (mean, std) => format!("{mean:.1} ± {std:.1}"),
         };
         let cells: String =
             experiment.evals.iter().map(|eval| format!(" {} |", shown(&by_seed(&runs, eval)))).collect();
         let whole = |o: &&&Outcome| experiment.evals.iter().all(|eval| o.scores.contains_key(eval));
-        let means: Vec<f64> = runs.iter().filter(whole).map(|o| spread(&by_seed_of(o)).0).collect();
+        let of_run = |o: &&Outcome| {
+            let scores = experiment.evals.iter().filter_map(|eval| o.scores.get(eval)).map(|v| 100.0 * v);
+            spread(&scores.collect::<Vec<_>>()).0
+        };
+        let means: Vec<f64> = runs.iter().filter(whole).map(of_run).collect();
         let seconds = spread(&runs.iter().map(|o| o.seconds).collect::<Vec<_>>()).0;
         let _ = write!(
             text,
@@ -115,10 +120,6 @@ fn table(experiment: &Experiment, outcomes: &[Outcome]) -> String {
     text
 }
 
-fn by_seed_of(outcome: &Outcome) -> Vec<f64> {
-    outcome.scores.values().map(|v| 100.0 * v).collect()
-}
-
 /// Every run a point, every arm a column, by evaluation.
 fn plot(experiment: &Experiment, outcomes: &[Outcome]) -> Result<String, OpsError> {
     /// Of an arm, which its name has to fit into.
@@ -144,7 +145,7 @@ fn plot(experiment: &Experiment, outcomes: &[Outcome]) -> Result<String, OpsErro
             let i = x.round();
             let at = (x - i).abs() < 0.01 && i >= 0.0;
             let arm = at.then(|| experiment.arms.get(i as usize)).flatten();
-            arm.map_or_else(String::new, |arm| arm.name.chars().take(26).collect())
+            arm.map_or_else(String::new, |arm| arm.name.chars().take(28).collect())
         };
         context
             .configure_mesh()

@@ -289,6 +289,11 @@ impl ModelConfig {
         self.experts.as_ref()
     }
 
+    /// LayerNorm of queries and keys.
+    pub fn qk_norm(&self) -> bool {
+        self.qk_norm
+    }
+
     pub fn ffn_width(&self) -> usize {
         self.ffn_width
     }

@@ -168,9 +168,13 @@ impl Context {
                 // SAFETY: the module was loaded above and is never unloaded.
                 let function = unsafe { result::module::get_function(module, symbol) }?;
                 let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-                // Kernels with static shared memory may have less; what they ask for is small.
-                // SAFETY: the function is one of the module's.
-                let _ = unsafe { sys::cuFuncSetAttribute(function, attribute, SHARED_BYTES as i32) };
+                let fixed = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES;
+                let mut n_fixed = 0;
+                // SAFETY: the function is one of the module's; the first call writes through the address of a local.
+                unsafe {
+                    sys::cuFuncGetAttribute(&mut n_fixed, fixed, function).result()?;
+                    sys::cuFuncSetAttribute(function, attribute, SHARED_BYTES as i32 - n_fixed).result()?;
+                }
                 functions.insert(name, function);
             }
         }
@@ -271,6 +275,11 @@ impl Context {
     /// Uninitialised memory for `n` values of `bytes` bytes.
     pub fn alloc(&self, n: usize, bytes: usize) -> Result<Buf, CudaError> {
         Ok(Buf::new(&self.device, n * bytes)?)
+    }
+
+    /// Makes sure of room for `n` more values of f32: where dfdx copies a vector it does not ask, and panics without.
+    pub fn room(&self, n: usize) -> Result<(), CudaError> {
+        self.alloc(n, 4).map(drop)
     }
 
     /// Values of the host on the device.

@@ -52,7 +52,9 @@ pub(super) fn fits(shape: (usize, usize, usize), encoder: &Encoder<'_, Cuda>) ->
                 })
             })
     };
-    width.is_multiple_of(8)
+    // Examples are the third of a grid's sides.
+    n <= 65_535
+        && width.is_multiple_of(8)
         && width <= 2048
         && matches!(width / encoder.n_heads, 32 | 64 | 128)
         && encoder.layers.iter().all(all)
@@ -174,6 +176,7 @@ pub(super) fn fused<T: Tape<f32, Cuda>>(
     let mut out = Gradients::leaky();
     let y = address(out.get_or_alloc_mut(&x_ghost)?);
     let last = stream.norm(context, &sizes, scale, (bias, y), None)?;
+    context.room(sizes.rows() * width)?;
     let y: Tokens<Cuda> = out.get(&x_ghost);
     drop(out);
     let stats: Vec<_> = stats.into_iter().map(|s| s.read()).collect::<Result<_, CudaError>>()?;

@@ -83,6 +83,7 @@ fn apply<T: Tape<f32, Cuda>>(
             context.launch_over("add_bias", all, args![y, bias.unwrap_or(0), before.as_ref(), all as u64, n_out])?;
         }
     }
+    context.room(n * n_out)?;
     let y = out.get(&shaped);
     drop(out);
     if !T::OWNS_TAPE {

@@ -37,6 +37,7 @@ pub(super) fn add_positions<T: Tape<f32, Cuda>>(
         context.launch_over("add_places", all, args![y, address(&rows), kept.as_ref(), all as u64, n_places, d])?;
     }
     drop(values);
+    context.room(all)?;
     let y: Tokens<Cuda> = out.get(&x_ghost);
     if !T::OWNS_TAPE {
         return Ok(y.put_tape(tape));
