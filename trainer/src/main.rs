@@ -261,7 +261,11 @@ struct Place {
 
 fn main() -> ExitCode {
     imp_schemas::heap::settle();
-    match command(Cli::parse().command) {
+    let wanted = Cli::parse().command;
+    if matches!(wanted, Command::Fit { .. } | Command::Eval { .. } | Command::Embed { .. } | Command::Bench { .. }) {
+        imp_schemas::heap::keep();
+    }
+    match command(wanted) {
         Ok(()) => ExitCode::SUCCESS,
         Err(report) => {
             eprintln!("error: {report}");

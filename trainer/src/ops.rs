@@ -4,8 +4,8 @@
 //! parameters, anything about modalities.
 //!
 //! Stock dfdx leaves most of a CPU idle between its matrix products. Each file here has the fused form beside the stock
-//! composition that it is tested against; [`Backend`] chooses by device. On the CPU the work is cut into [`host::N_LANES`]
-//! lanes of whole examples, whatever the number of threads, so that losses repeat to the last bit.
+//! composition that it is tested against; [`Backend`] chooses by device. On the CPU how the work is
+//! cut depends on its sizes alone, whatever the number of threads, so that losses repeat to the last bit.
 
 mod adamw;
 pub mod blocks;

@@ -43,20 +43,22 @@ pub(super) fn fused(
         let weight_decay = if decays { step.weight_decay } else { 0.0 };
         jobs.push((p, g, mu, nu, AdamWStep { weight_decay, ..*step }));
     }
-    host::run_lanes(jobs, |(p, g, mu, nu, step)| {
-        let mut values = host::values(p);
-        simd::adamw(&mut values, &g, mu, nu, &step);
-        p.copy_from(&values);
-    });
+    // Large ones first, so that none is left to one thread at the end.
+    jobs.sort_by_key(|(_, g, ..)| std::cmp::Reverse(g.len()));
+    host::run(jobs, |(p, g, mu, nu, step)| host::change_values(p, |values| simd::adamw(values, &g, mu, nu, &step)));
     Ok(())
 }
 
 /// Sums of squares of the gradients, f64, parameters in parallel.
 pub(super) fn squares(parameters: &[&mut Flat<Cpu>], grads: &mut Gradients<f32, Cpu>) -> Result<Vec<f64>, CpuError> {
-    let mut sums = Vec::with_capacity(parameters.len());
+    let mut taken = Vec::with_capacity(parameters.len());
     for p in parameters {
-        let g: &[f32] = grads.get_or_alloc_mut(&**p)?;
-        sums.push(simd::sum_of_squares(g));
+        let empty = p.device().try_alloc_len(0)?;
+        taken.push(std::mem::replace(grads.get_or_alloc_mut(&**p)?, empty));
+    }
+    let sums = host::run(taken.iter().collect(), |g| simd::sum_of_squares(g));
+    for (p, g) in parameters.iter().zip(taken) {
+        *grads.get_or_alloc_mut(&**p)? = g;
     }
     Ok(sums)
 }

@@ -1,20 +1,21 @@
 //! Pre-LN transformer blocks, several in one crossing.
 //!
 //! In: tokens, a padding mask, the parameters of the blocks. Out: tokens. Never: a sum that one thread starts and another
-//! ends: a lane takes its examples through all blocks and back.
+//! ends: forward, a thread takes a chunk of examples through all blocks; backward, chunk by chunk through one block, then the gradients of its kernels, a
+//! tile of a kernel a thread's.
 //!
 //! Block: `x += attention(LN(x)); x += gelu(LN(x) Wi) Wo`, the second half absent where experts take its place; LayerNorms have a scale only, products no bias. Attention is
 //! `softmax(q k^T / sqrt(head width) + mask) v`, joined heads times `Wo`.
 //! Source: Akbari et al. 2023, arXiv:2305.06324, and the authors' release.
 
 mod attend;
-mod lane;
+mod chunk;
 
 use dfdx::prelude::*;
 
+use super::host::{KernelGrad, Mat};
 use super::{Flat, Tokens, host, simd};
-pub(super) use lane::{Grads, Weights};
-use lane::{Kept, Sizes};
+use chunk::{Kept, Sizes, Through, Weights};
 
 /// Added to the score of a pair of which one token is padding. It swallows the score in f32, so that a padded query weighs
 /// all keys alike; the release's value.
@@ -122,14 +123,14 @@ fn added(mask: &Mask) -> Vec<f32> {
         .collect()
 }
 
-/// The fused form: one crossing for all blocks, examples in lanes.
+/// The fused form: one crossing for all blocks.
 pub(super) fn fused<T: Tape<f32, Cpu>>(
     x: Tokens<Cpu, T>,
     mask: Option<&Mask>,
     layers: &[Block<Cpu>],
     n_heads: usize,
 ) -> Result<Tokens<Cpu, T>, CpuError> {
-    cross(x, mask, layers, n_heads, lane::forward, lane::backward)
+    cross(x, mask, layers, n_heads, chunk::forward, chunk::backward)
 }
 
 /// The fused form of one block's attention, without LayerNorm and residual.
@@ -139,13 +140,13 @@ pub(super) fn fused_attention<T: Tape<f32, Cpu>>(
     layer: &Block<Cpu>,
     n_heads: usize,
 ) -> Result<Tokens<Cpu, T>, CpuError> {
-    cross(x, mask, std::slice::from_ref(layer), n_heads, lane::attention_forward, lane::attention_backward)
+    cross(x, mask, std::slice::from_ref(layer), n_heads, chunk::attention_forward, chunk::attention_backward)
 }
 
-type Forward = fn(Vec<f32>, &[bool], &[Weights], &Sizes, bool) -> (Vec<f32>, Vec<Kept>);
-type Backward = fn(Vec<f32>, Vec<Kept>, &[Weights], &Sizes) -> (Vec<f32>, Vec<Grads>);
+type Forward = fn(&mut [f32], &[bool], &Weights, &Sizes) -> Kept;
+type Backward = fn(&mut [f32], Kept, &Weights, &Sizes) -> Through;
 
-/// Takes tokens to the host, through `forward` in lanes, and back onto the tape.
+/// Takes tokens to the host, through `forward` in chunks, and back onto the tape.
 fn cross<T: Tape<f32, Cpu>>(
     x: Tokens<Cpu, T>,
     mask: Option<&Mask>,
@@ -158,47 +159,116 @@ fn cross<T: Tape<f32, Cpu>>(
     let per_example = n_tokens * width;
     let (x, mut tape) = x.split_tape();
     let dev = x.device().clone();
-    let lanes = host::lane_sizes(n);
+    let chunks = host::chunk_sizes(n, n_tokens);
     let sizes = Sizes { n_tokens, width, n_heads };
-    let weights: Vec<Weights> = layers.iter().map(|l| Weights::new(l, width, T::OWNS_TAPE)).collect();
+    let weights = host::run(layers.iter().collect(), |layer| Weights::new(layer, width));
     // A mask without padding costs nothing.
     let valid = mask.filter(|m| m.valid.contains(&false)).map(|m| m.valid.clone()).unwrap_or_default();
-    let valid_lanes = split_valid(&valid, &lanes, n_tokens);
-    let values = host::values(&x);
-    let jobs = host::split(&values, &lanes, per_example).into_iter().zip(valid_lanes).collect();
-    let done = host::run_lanes(jobs, |(x, valid): (&[f32], &[bool])| {
-        forward(x.to_vec(), valid, &weights, &sizes, T::OWNS_TAPE)
+    let mut y = host::values(&x);
+    let jobs = host::split_mut(&mut y, &chunks, per_example).into_iter().zip(split_valid(&valid, &chunks, n_tokens));
+    // By chunk, then by block.
+    let mut kept = host::run(jobs.collect(), |(x, valid): (&mut [f32], &[bool])| {
+        let mut of_chunk = Vec::new();
+        for w in &weights {
+            let kept = forward(x, valid, w, &sizes);
+            if T::OWNS_TAPE {
+                of_chunk.push(kept);
+            }
+        }
+        of_chunk
     });
-    drop(values);
-    let mut y = Vec::with_capacity(n * per_example);
-    let mut kept = Vec::with_capacity(lanes.len());
-    for (part, of_lane) in done {
-        y.extend_from_slice(&part);
-        kept.push(of_lane);
-    }
     let y = dev.try_tensor_from_vec(y, shape)?;
     if !T::OWNS_TAPE {
         return Ok(y.put_tape(tape));
     }
     let (x_ghost, y_ghost, layers) = (x.ghost(), y.ghost(), layers.to_vec());
     tape.add_backward_op(move |grads| {
-        let dy = std::mem::replace(grads.get_or_alloc_mut(&y_ghost)?, dev.try_alloc_len(0)?);
-        let jobs = host::split(&dy, &lanes, per_example).into_iter().zip(kept).collect();
-        let done =
-            host::run_lanes(jobs, |(dy, kept): (&[f32], Vec<Kept>)| backward(dy.to_vec(), kept, &weights, &sizes));
-        let dx = grads.get_or_alloc_mut(&x_ghost)?;
-        let parts = host::split_mut(dx, &lanes, per_example);
-        for (dx, (part, _)) in parts.into_iter().zip(&done) {
-            simd::add(dx, part);
+        let mut dy = std::mem::replace(grads.get_or_alloc_mut(&y_ghost)?, dev.try_alloc_len(0)?);
+        let mut weights = weights;
+        host::run(weights.iter_mut().collect(), Weights::transpose);
+        for (layer, w) in layers.iter().zip(&weights).rev() {
+            let of_block = kept.iter_mut().map(|of_chunk| of_chunk.pop().unwrap_or_default());
+            let jobs = host::split_mut(&mut dy, &chunks, per_example).into_iter().zip(of_block).collect();
+            let through = host::run(jobs, |(dy, kept): (&mut [f32], Kept)| backward(dy, kept, w, &sizes));
+            add_kernel_grads(layer, &through, grads, width)?;
+            add_norm_grads(layer, &through, grads)?;
         }
-        for (i, layer) in layers.iter().enumerate() {
-            for (_, of_lane) in &done {
-                of_lane[i].add_to(layer, grads, &sizes)?;
-            }
-        }
+        simd::add(grads.get_or_alloc_mut(&x_ghost)?, &dy);
         Ok(())
     });
     Ok(y.put_tape(tape))
+}
+
+/// The two sides of a kernel's gradient in one chunk.
+type Sides = fn(&Through) -> (&[f32], &[f32]);
+
+/// A kernel, and what its gradient is the product of.
+struct Kernel<'a> {
+    kernel: &'a Flat<Cpu>,
+    sides: Sides,
+    n_out: usize,
+    /// Where a row of the right side starts, and how far apart rows are.
+    at: usize,
+    stride: usize,
+}
+
+/// Adds the gradients of the kernels of `block`.
+fn add_kernel_grads(
+    block: &Block<Cpu>,
+    through: &[Through],
+    grads: &mut Gradients<f32, Cpu>,
+    width: usize,
+) -> Result<(), CpuError> {
+    let d = width;
+    let of_qkv: Sides = |t| (&t.h_sa, &t.d_qkv);
+    let qkv = [&block.q, &block.k, &block.v].into_iter().enumerate();
+    let mut kernels: Vec<_> =
+        qkv.map(|(i, kernel)| Kernel { kernel, sides: of_qkv, n_out: d, at: i * d, stride: 3 * d }).collect();
+    let mut push = |kernel, n_out, sides: Sides| kernels.push(Kernel { kernel, sides, n_out, at: 0, stride: n_out });
+    push(&block.o, d, |t| (&t.joined, &t.dy_sa));
+    if let Some(ffn) = &block.ffn {
+        push(&ffn.wi, ffn.wi.shape().0 / d, |t| (&t.h_ffn, &t.d_hidden));
+        push(&ffn.wo, d, |t| (&t.activated, &t.dy_ffn));
+    }
+    let mut sums = Vec::with_capacity(kernels.len());
+    for Kernel { kernel, .. } in &kernels {
+        // Taken out, so that all can be written at the same time.
+        let empty = kernel.device().try_alloc_len(0)?;
+        sums.push(std::mem::replace(grads.get_or_alloc_mut(*kernel)?, empty));
+    }
+    let jobs = kernels.iter().zip(&mut sums).map(|(&Kernel { sides, n_out, at, stride, .. }, into)| {
+        let n_in = into.len() / n_out;
+        let parts = through.iter().map(|t| {
+            let (left, right) = sides(t);
+            let rows = left.len() / n_in;
+            (Mat::new(left, rows, n_in), Mat::strided(&right[at..], rows, n_out, stride))
+        });
+        KernelGrad { into, n_out, parts: parts.collect() }
+    });
+    host::add_kernel_grads(jobs.collect());
+    for (Kernel { kernel, .. }, sum) in kernels.into_iter().zip(sums) {
+        *grads.get_or_alloc_mut(kernel)? = sum;
+    }
+    Ok(())
+}
+
+/// Adds the gradients of the LayerNorms' scales of `block`, chunk by chunk.
+fn add_norm_grads(
+    block: &Block<Cpu>,
+    through: &[Through],
+    grads: &mut Gradients<f32, Cpu>,
+) -> Result<(), CpuError> {
+    for t in through {
+        simd::add(grads.get_or_alloc_mut(&block.norm_sa)?, &t.norm_sa);
+        if let Some((q, k)) = &block.qk_norm {
+            simd::add(grads.get_or_alloc_mut(q)?, &t.q_norm);
+            simd::add(grads.get_or_alloc_mut(k)?, &t.k_norm);
+        }
+        if let Some(ffn) = &block.ffn {
+            simd::add(grads.get_or_alloc_mut(&ffn.norm)?, &t.norm_ffn);
+        }
+    }
+    Ok(())
 }
 
 /// Attention weights of one block, `[batch, heads, tokens, tokens]`, as the fused form has them.
@@ -207,15 +277,10 @@ pub(crate) fn attention_weights(x: &Tokens<Cpu>, mask: Option<&Mask>, layer: &Bl
     let (_, n_tokens, width) = *x.shape();
     let sizes = Sizes { n_tokens, width, n_heads };
     let valid = mask.map(|m| m.valid.clone()).unwrap_or_default();
-    lane::attention_weights(&host::values(x), &valid, &Weights::new(layer, width, false), &sizes)
+    chunk::attention_weights(&host::values(x), &valid, &Weights::new(layer, width), &sizes)
 }
 
-fn split_valid<'a>(valid: &'a [bool], lanes: &[usize], n_tokens: usize) -> Vec<&'a [bool]> {
-    let mut rest = valid;
-    let take = |n: &usize| {
-        let (part, after) = rest.split_at((n * n_tokens).min(rest.len()));
-        rest = after;
-        part
-    };
-    lanes.iter().map(take).collect()
+/// `valid` at the chunks' borders; empty slices if it is empty.
+fn split_valid<'a>(valid: &'a [bool], chunks: &[usize], n_tokens: usize) -> Vec<&'a [bool]> {
+    if valid.is_empty() { vec![valid; chunks.len()] } else { host::split(valid, chunks, n_tokens) }
 }

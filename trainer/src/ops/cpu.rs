@@ -37,7 +37,7 @@ impl Backend for Cpu {
 
     fn average(parameters: &[&Flat<Self>], ema: &mut [Vec<f32>], decay: f32) -> Result<(), CpuError> {
         let jobs = parameters.iter().zip(ema).collect();
-        host::run_lanes(jobs, |(p, ema): (&&Flat<Self>, &mut Vec<f32>)| {
+        host::run(jobs, |(p, ema): (&&Flat<Self>, &mut Vec<f32>)| {
             simd::scale(ema, decay);
             simd::add_scaled(ema, &host::values(*p), 1.0 - decay);
         });

@@ -1,16 +1,23 @@
-//! What the fused ops stand on: lanes over examples, strided matrices, products by `gemm`.
+//! What the fused ops stand on: chunks of examples in parallel, strided matrices, products by `gemm`.
 //!
-//! In: host slices. Out: host slices. Never: a result that depends on the number of threads or on timing: work is cut into
-//! [`N_LANES`] lanes at most, each lane is one thread's from start to end, and sums over lanes are taken in their order.
+//! In: host slices. Out: host slices. Never: a result that depends on the number of threads or on timing: how work is cut depends on
+//! its sizes alone, a number is one thread's from start to end, and sums over chunks are taken in their order.
 
+use std::cell::RefCell;
 use std::sync::OnceLock;
 
 use dfdx::prelude::{CopySlice, Cpu, HasShape, Shape, Tensor};
 use rayon::ThreadPool;
 use rayon::prelude::*;
 
-/// Most lanes that a batch is cut into. Part of what a loss means to the last bit, therefore no setting.
-pub const N_LANES: usize = 4;
+/// Rows of a chunk, if an example has no more: what a block makes of them stays in the processor's cache. Part of what a loss
+/// means to the last bit, therefore no setting, and so are the two below.
+const CHUNK_ROWS: usize = 256;
+/// A batch is cut into as many chunks at least, if it has as many examples. More would leave few rows to each where a step is small,
+/// and a product of 32 rows with a kernel that comes from memory has 0.6 of the speed of one of 256.
+const LEAST_CHUNKS: usize = 2;
+/// Rows of a tile of a kernel whose gradient is summed, at most.
+const TILE_ROWS: usize = 256;
 
 /// A thread pool that cannot be.
 #[derive(Debug, thiserror::Error)]
@@ -53,8 +60,8 @@ fn build(n_threads: usize) -> Result<ThreadPool, rayon::ThreadPoolBuildError> {
 /// Threads of the fused ops where nothing was set.
 const DEFAULT_THREADS: usize = 2;
 
-/// Runs `work` on every job and returns the results in the jobs' order.
-pub fn run_lanes<J: Send, R: Send>(jobs: Vec<J>, work: impl Fn(J) -> R + Send + Sync) -> Vec<R> {
+/// Runs `work` on every job, jobs in parallel, and returns the results in the jobs' order.
+pub fn run<J: Send, R: Send>(jobs: Vec<J>, work: impl Fn(J) -> R + Send + Sync) -> Vec<R> {
     if jobs.len() < 2 {
         return jobs.into_iter().map(work).collect();
     }
@@ -69,16 +76,16 @@ pub fn run_lanes<J: Send, R: Send>(jobs: Vec<J>, work: impl Fn(J) -> R + Send + 
     }
 }
 
-/// Cuts `n` examples into lanes: their sizes, in order, none zero.
-pub fn lane_sizes(n: usize) -> Vec<usize> {
-    let n_lanes = N_LANES.min(n).max(1);
-    (0..n_lanes).map(|lane| (lane + 1) * n / n_lanes - lane * n / n_lanes).collect()
+/// Cuts `n` examples of `n_rows` rows into chunks: their sizes, in order, none zero unless `n` is.
+pub fn chunk_sizes(n: usize, n_rows: usize) -> Vec<usize> {
+    let n_chunks = (n * n_rows).div_ceil(CHUNK_ROWS).max(LEAST_CHUNKS).min(n).max(1);
+    (0..n_chunks).map(|chunk| (chunk + 1) * n / n_chunks - chunk * n / n_chunks).collect()
 }
 
-/// Cuts `data` of `per_example` values an example at the lanes' borders.
-pub fn split<'a>(mut data: &'a [f32], lanes: &[usize], per_example: usize) -> Vec<&'a [f32]> {
-    let mut parts = Vec::with_capacity(lanes.len());
-    for n in lanes {
+/// Cuts `data` of `per_example` values an example at the chunks' borders.
+pub fn split<'a, T>(mut data: &'a [T], chunks: &[usize], per_example: usize) -> Vec<&'a [T]> {
+    let mut parts = Vec::with_capacity(chunks.len());
+    for n in chunks {
         let (part, rest) = data.split_at(n * per_example);
         parts.push(part);
         data = rest;
@@ -87,9 +94,9 @@ pub fn split<'a>(mut data: &'a [f32], lanes: &[usize], per_example: usize) -> Ve
 }
 
 /// As [`split`].
-pub fn split_mut<'a>(mut data: &'a mut [f32], lanes: &[usize], per_example: usize) -> Vec<&'a mut [f32]> {
-    let mut parts = Vec::with_capacity(lanes.len());
-    for n in lanes {
+pub fn split_mut<'a, T>(mut data: &'a mut [T], chunks: &[usize], per_example: usize) -> Vec<&'a mut [T]> {
+    let mut parts = Vec::with_capacity(chunks.len());
+    for n in chunks {
         let (part, rest) = data.split_at_mut(n * per_example);
         parts.push(part);
         data = rest;
@@ -104,11 +111,19 @@ pub fn values<S: Shape, T>(tensor: &Tensor<S, f32, Cpu, T>) -> Vec<f32> {
     values
 }
 
-/// `into += from`.
-pub fn add(into: &mut [f32], from: &[f32]) {
-    for (a, b) in into.iter_mut().zip(from) {
-        *a += b;
-    }
+thread_local! {
+    static ROOM: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Lets `change` change the values of a tensor, which has to be copied out and back; the room for that stays with the thread.
+pub fn change_values<S: Shape>(tensor: &mut Tensor<S, f32, Cpu>, change: impl FnOnce(&mut [f32])) {
+    ROOM.with_borrow_mut(|room| {
+        let n = tensor.shape().num_elements();
+        room.resize(room.len().max(n), 0.0);
+        Cpu::copy_into(tensor, &mut room[..n]);
+        change(&mut room[..n]);
+        tensor.copy_from(&room[..n]);
+    });
 }
 
 /// A matrix inside a slice.
@@ -131,6 +146,11 @@ impl<'a> Mat<'a> {
     pub fn strided(data: &'a [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
         assert!(rows == 0 || cols == 0 || (rows - 1) * row_stride + cols <= data.len(), "a matrix leaves its slice");
         Self { data, rows, cols, row_stride, col_stride: 1 }
+    }
+
+    /// Columns `range` alone.
+    fn columns(self, range: std::ops::Range<usize>) -> Self {
+        Self { data: &self.data[(range.start * self.col_stride).min(self.data.len())..], cols: range.len(), ..self }
     }
 
     /// Transposed.
@@ -178,17 +198,39 @@ pub enum Dst {
 /// `to = scale * a b`, or `to += scale * a b`; on the calling thread alone.
 pub fn product(to: MatMut<'_>, dst: Dst, scale: f32, a: Mat<'_>, b: Mat<'_>) {
     assert!(a.cols == b.rows && to.rows == a.rows && to.cols == b.cols, "the sizes of a product disagree");
+    // SAFETY: `MatMut` holds every element that its sizes and stride address inside its slice, rows of it do not overlap, and it
+    // is borrowed mutably, so it aliases neither `a` nor `b`.
+    unsafe { multiply(to.data.as_mut_ptr(), to.row_stride, dst, scale, a, b) }
+}
+
+/// `scale * a b`, row-major.
+pub fn product_of(scale: f32, a: Mat<'_>, b: Mat<'_>) -> Vec<f32> {
+    assert!(a.cols == b.rows, "the sizes of a product disagree");
+    let n = a.rows * b.cols;
+    let mut to = Vec::with_capacity(n);
+    // SAFETY: the vector has room for every element, each is written and none read before, so that all are set at the end.
+    unsafe {
+        multiply(to.as_mut_ptr(), b.cols, Dst::Overwrite, scale, a, b);
+        to.set_len(n);
+    }
+    to
+}
+
+/// The product, to rows `row_stride` apart.
+///
+/// # Safety
+/// `to` may be written where `a.rows` rows of `b.cols` lie, and nothing else reads or writes there; with [`Dst::Accumulate`] it is set.
+unsafe fn multiply(to: *mut f32, row_stride: usize, dst: Dst, scale: f32, a: Mat<'_>, b: Mat<'_>) {
     let stride = |n: usize| n as isize;
-    // SAFETY: `Mat` and `MatMut` hold every element that their sizes and strides address inside their slices, rows of
-    // `to` do not overlap, and `to` is borrowed mutably, so it aliases neither `a` nor `b`.
+    // SAFETY: of `to` the caller says it; `Mat` holds every element that its sizes and strides address inside its slice.
     unsafe {
         gemm::gemm(
-            to.rows,
-            to.cols,
+            a.rows,
+            b.cols,
             a.cols,
-            to.data.as_mut_ptr(),
+            to,
             1,
-            stride(to.row_stride),
+            stride(row_stride),
             dst == Dst::Accumulate,
             a.data.as_ptr(),
             stride(a.col_stride),
@@ -204,4 +246,33 @@ pub fn product(to: MatMut<'_>, dst: Dst, scale: f32, a: Mat<'_>, b: Mat<'_>) {
             gemm::Parallelism::None,
         );
     }
+}
+
+/// A kernel's gradient: `into`, (in, out), gets the sum over `parts` of `left^T right` added, where `left` is `[rows, in]` and `right`
+/// `[rows, out]`.
+pub struct KernelGrad<'a> {
+    pub into: &'a mut [f32],
+    pub n_out: usize,
+    pub parts: Vec<(Mat<'a>, Mat<'a>)>,
+}
+
+/// Sums kernels' gradients over all chunks where they belong. A tile of a kernel is one thread's, so that no chunk needs a sum of its own.
+pub fn add_kernel_grads(kernels: Vec<KernelGrad<'_>>) {
+    let mut jobs = Vec::new();
+    let shared: Vec<_> = kernels.iter().map(|kernel| kernel.parts.clone()).collect();
+    for (KernelGrad { into, n_out, .. }, parts) in kernels.into_iter().zip(&shared) {
+        let n_in = into.len() / n_out;
+        let tile_rows = n_in.div_ceil(n_in.div_ceil(TILE_ROWS).max(1)).max(1);
+        let tiles = into.chunks_mut(tile_rows * n_out).enumerate();
+        jobs.extend(tiles.map(|(i, tile)| (i * tile_rows, tile, n_out, parts)));
+    }
+    // Large ones first, so that none is left to one thread at the end.
+    jobs.sort_by_key(|(_, tile, ..)| std::cmp::Reverse(tile.len()));
+    run(jobs, |(start, tile, n_out, parts)| {
+        let rows = tile.len() / n_out;
+        for (left, right) in parts {
+            let left = left.columns(start..start + rows).t();
+            product(MatMut::new(tile, rows, n_out), Dst::Accumulate, 1.0, left, *right);
+        }
+    });
 }

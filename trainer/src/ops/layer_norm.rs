@@ -24,7 +24,7 @@ pub fn stock<D: Device<f32>, T: Tape<f32, D>>(x: Rows<D, T>, norm: &Norm<D>) -> 
     }
 }
 
-/// The fused form: one crossing, rows in lanes.
+/// The fused form: one crossing, rows in chunks.
 pub(super) fn fused<T: Tape<f32, Cpu>>(x: Rows<Cpu, T>, norm: &Norm<Cpu>) -> Result<Rows<Cpu, T>, CpuError> {
     let (n, d) = *x.shape();
     let (x, mut tape) = x.split_tape();
@@ -32,10 +32,10 @@ pub(super) fn fused<T: Tape<f32, Cpu>>(x: Rows<Cpu, T>, norm: &Norm<Cpu>) -> Res
     let values = host::values(&x);
     let scale = host::values(&norm.scale);
     let bias = norm.bias.as_ref().map(host::values).unwrap_or_default();
-    let lanes = host::lane_sizes(n);
+    let chunks = host::chunk_sizes(n, 1);
     let mut y = vec![0.0; n * d];
-    let jobs = host::split(&values, &lanes, d).into_iter().zip(host::split_mut(&mut y, &lanes, d)).collect();
-    let stats = host::run_lanes(jobs, |(x, y): (&[f32], &mut [f32])| {
+    let jobs = host::split(&values, &chunks, d).into_iter().zip(host::split_mut(&mut y, &chunks, d)).collect();
+    let stats = host::run(jobs, |(x, y): (&[f32], &mut [f32])| {
         let mut stats = vec![[0.0; 2]; x.len() / d];
         simd::layer_norm(x, &scale, &bias, y, &mut stats);
         stats
@@ -48,14 +48,14 @@ pub(super) fn fused<T: Tape<f32, Cpu>>(x: Rows<Cpu, T>, norm: &Norm<Cpu>) -> Res
     tape.add_backward_op(move |grads| {
         let dy = std::mem::replace(grads.get_or_alloc_mut(&y_ghost)?, dev.try_alloc_len(0)?);
         let dx = grads.get_or_alloc_mut(&x_ghost)?;
-        let jobs = host::split(&values, &lanes, d)
+        let jobs = host::split(&values, &chunks, d)
             .into_iter()
-            .zip(host::split(&dy, &lanes, d))
-            .zip(host::split_mut(dx, &lanes, d))
+            .zip(host::split(&dy, &chunks, d))
+            .zip(host::split_mut(dx, &chunks, d))
             .zip(&stats)
             .map(|(((x, dy), dx), stats)| (x, dy, dx, stats))
             .collect::<Vec<_>>();
-        let partial = host::run_lanes(jobs, |(x, dy, dx, stats)| {
+        let partial = host::run(jobs, |(x, dy, dx, stats)| {
             let mut dscale = vec![0.0; d];
             let mut dbias = vec![0.0; if bias.is_empty() { 0 } else { d }];
             simd::layer_norm_backward(x, &scale, stats, dy, dx, &mut dscale, &mut dbias);

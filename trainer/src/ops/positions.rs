@@ -128,7 +128,7 @@ pub(super) fn fused<T: Tape<f32, Cpu>>(
         for (axis, table) in tables.iter().enumerate() {
             scatter_add(grads.get_or_alloc_mut(table)?, &positions.of_table(axis, tables.len()), &d_sum, d);
         }
-        pass_on(grads.get_or_alloc_mut(&x_ghost)?, &dy);
+        pass_on(grads.get_or_alloc_mut(&x_ghost)?, &dy, d);
         Ok(())
     });
     Ok(y.put_tape(tape))
@@ -142,12 +142,8 @@ pub(super) fn fused_lookup<T: Tape<f32, Cpu>>(
 ) -> Result<Rows<Cpu, T>, CpuError> {
     let mut tape = T::default();
     let dev = table.device().clone();
-    let all = values(table);
-    let mut y = vec![0.0; ids.len() * width];
-    for (to, &id) in y.chunks_exact_mut(width).zip(ids) {
-        to.copy_from_slice(&all[id as usize * width..][..width]);
-    }
-    let y = dev.try_tensor_from_vec(y, (ids.len(), width))?;
+    // The stock gather copies the rows that are looked up; taking the table to the host copies all.
+    let y = stock_lookup::<_, NoneTape>(table, width, ids)?.put_tape(NoneTape);
     if T::OWNS_TAPE {
         let (y_ghost, table, ids) = (y.ghost(), table.clone(), ids.to_vec());
         tape.add_backward_op(move |grads| {
@@ -166,9 +162,9 @@ fn scatter_add(into: &mut [f32], ids: &[u32], from: &[f32], width: usize) {
     }
 }
 
-/// `into += from` on large slices, in lanes.
-fn pass_on(into: &mut [f32], from: &[f32]) {
-    let lanes = host::lane_sizes(into.len());
-    let jobs = host::split_mut(into, &lanes, 1).into_iter().zip(host::split(from, &lanes, 1)).collect();
-    host::run_lanes(jobs, |(into, from): (&mut [f32], &[f32])| simd::add(into, from));
+/// `into += from` on rows of `width`, in chunks.
+fn pass_on(into: &mut [f32], from: &[f32], width: usize) {
+    let chunks = host::chunk_sizes(into.len() / width, 1);
+    let jobs = host::split_mut(into, &chunks, width).into_iter().zip(host::split(from, &chunks, width)).collect();
+    host::run(jobs, |(into, from): (&mut [f32], &[f32])| simd::add(into, from));
 }

@@ -105,6 +105,22 @@ fn exp(x: f32) -> f32 {
     if x < -87.0 { 0.0 } else { e * scale }
 }
 
+/// Which queries and keys of a stretch of scores are no padding; both empty if all.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Padding<'a> {
+    pub queries: &'a [bool],
+    pub keys: &'a [bool],
+}
+
+/// Adds -1e10 to the scores of keys that are padding, and to all of a query that is.
+#[inline(always)]
+fn mask(row: &mut [f32], padding: Padding<'_>, query: usize) {
+    let Some(&query_counts) = padding.queries.get(query) else { return };
+    for (s, &key_counts) in row.iter_mut().zip(padding.keys) {
+        *s += if query_counts && key_counts { 0.0 } else { super::blocks::MASKED };
+    }
+}
+
 /// `sqrt(2 / pi)` of the tanh form of GELU.
 const GELU_SLOPE: f32 = 0.797_884_6;
 /// The cubic's coefficient, Hendrycks and Gimpel 2016, arXiv:1606.08415.
@@ -261,16 +277,10 @@ vectorised! {
         }
     }
 
-    /// Softmax of each row of `width` scores, in place. `valid` is empty, or tells which keys count: -1e10 is then *added*
-    /// to the others' scores, and to every score of a query that does not count.
-    pub fn softmax_rows(scores: &mut [f32], width: usize, valid: &[bool]) {
-        for (query, row) in scores.chunks_exact_mut(width).enumerate() {
-            if !valid.is_empty() {
-                let query_counts = valid[query];
-                for (s, &key_counts) in row.iter_mut().zip(valid) {
-                    *s += if query_counts && key_counts { 0.0 } else { super::blocks::MASKED };
-                }
-            }
+    /// Softmax of each row of scores, in place, a row as long as there are keys. `stats` gets the greatest score and 1 / sum of each row, for [`softmax_rows_again`].
+    pub fn softmax_rows(scores: &mut [f32], width: usize, padding: Padding<'_>, stats: &mut [[f32; 2]]) {
+        for (query, (row, stat)) in scores.chunks_exact_mut(width).zip(stats).enumerate() {
+            mask(row, padding, query);
             let most = greatest(row);
             for s in row.iter_mut() {
                 *s = exp(*s - most);
@@ -278,6 +288,17 @@ vectorised! {
             let per = 1.0 / sum(width, |i| row[i]);
             for s in row.iter_mut() {
                 *s *= per;
+            }
+            *stat = [most, per];
+        }
+    }
+
+    /// [`softmax_rows`] once more, to the same bits.
+    pub fn softmax_rows_again(scores: &mut [f32], width: usize, padding: Padding<'_>, stats: &[[f32; 2]]) {
+        for (query, (row, &[most, per])) in scores.chunks_exact_mut(width).zip(stats).enumerate() {
+            mask(row, padding, query);
+            for s in row.iter_mut() {
+                *s = exp(*s - most) * per;
             }
         }
     }
@@ -327,14 +348,15 @@ vectorised! {
     }
 }
 
-/// `[rows, cols]` → `[cols, rows]`, in squares that stay in the cache.
+/// `[rows, cols]` → `[cols, rows]`, in tiles of as many rows as a cache has ways: rows of a power of two lie in one set of it.
 pub fn transposed(x: &[f32], rows: usize, cols: usize) -> Vec<f32> {
-    const SIDE: usize = 16;
+    const ROWS: usize = 8;
+    const COLS: usize = 16;
     let mut to = vec![0.0; x.len()];
-    for row in (0..rows).step_by(SIDE) {
-        for col in (0..cols).step_by(SIDE) {
-            for c in col..(col + SIDE).min(cols) {
-                for r in row..(row + SIDE).min(rows) {
+    for row in (0..rows).step_by(ROWS) {
+        for col in (0..cols).step_by(COLS) {
+            for c in col..(col + COLS).min(cols) {
+                for r in row..(row + ROWS).min(rows) {
                     to[c * rows + r] = x[r * cols + c];
                 }
             }
@@ -366,7 +388,12 @@ mod tests {
     #[test]
     fn a_query_that_does_not_count_weighs_all_keys_alike() {
         let mut scores = vec![3.0, -200.0, 7.0, 1.0, 2.0, 3.0, 1.0, 2.0, 3.0];
-        softmax_rows(&mut scores, 3, &[false, true, true]);
+        let valid = [false, true, true];
+        let (padding, mut stats) = (Padding { queries: &valid, keys: &valid }, [[0.0; 2]; 3]);
+        let mut again = scores.clone();
+        softmax_rows(&mut scores, 3, padding, &mut stats);
+        softmax_rows_again(&mut again, 3, padding, &stats);
+        assert_eq!(scores, again);
         assert_eq!(scores[..3], [1.0 / 3.0; 3]);
         assert_eq!(scores[3], 0.0);
     }
