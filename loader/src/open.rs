@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use imp_schemas::cursor::Cursor;
 use imp_schemas::modality::{Modality, RecordKind};
 use imp_schemas::store::{Snapshot, Store, StoreError};
-use imp_schemas::task::{Mixture, Objective, Task};
+use imp_schemas::task::{Mixture, Task};
 
 use crate::buckets::{Bucket, TaskRows, by_aspect};
 use crate::config::LoaderSettings;
@@ -70,12 +70,14 @@ pub fn open(
         for corpus in task.corpora() {
             let snapshot = &manifests[corpus];
             check_modalities(&place, corpus, snapshot.manifest.kind, task.modalities())?;
-            if task.objective() == Objective::Softmax && snapshot.manifest.classes.is_empty() {
+            if let Some(over_classes) = task.objectives().over_classes()
+                && snapshot.manifest.classes.is_empty()
+            {
                 return Err(LoaderError::Config {
                     place,
                     key: "corpora",
                     found: format!("`{corpus}`, which has no classes"),
-                    wanted: "a corpus with labels under `softmax`".to_owned(),
+                    wanted: format!("a corpus with labels under `{}`", over_classes.name()),
                 });
             }
             let known = splits.iter().position(|s| s.corpus == *corpus && s.split == task.split());
@@ -106,7 +108,7 @@ pub fn open(
             augment: Some(*task.augment()),
             working_side: task.working_side(),
             decode: task.decode(),
-            needs_label: task.objective() == Objective::Softmax,
+            needs_label: task.objectives().over_classes().is_some(),
         });
     }
     check_tokenizers(&manifests)?;

@@ -78,7 +78,7 @@ impl Recipe {
             Some(Resolution::Image { height, width }) => height * width * 3,
             Some(Resolution::Video { frames, height, width }) => frames * height * width * 3,
             Some(Resolution::Audio { frames, mels }) => frames * mels * 4,
-            Some(Resolution::Text { tokens }) => tokens * 4,
+            Some(Resolution::Text { tokens }) => view.n_captions() * tokens * 4,
             None => 0,
         };
         n * (bytes(self.vision(view)) + bytes(self.audio(view)) + bytes(self.text(view)))

@@ -50,7 +50,7 @@ fn render(
     scores: &Scores,
     metrics: &[StepMetrics],
 ) -> Result<String, OpsError> {
-    let zero_shot: Vec<_> = scores.scores.iter().filter_map(|s| s.zero_shot_row()).collect();
+    let classified: Vec<_> = scores.scores.iter().filter_map(|s| s.classified_row()).collect();
     let retrieval: Vec<_> = scores.scores.iter().filter_map(|s| s.retrieval_row()).collect();
     let steps: Vec<Value> =
         steps.iter().map(|s| json!({ "command": s.command, "seconds": round1(s.seconds) })).collect();
@@ -59,7 +59,7 @@ fn render(
         "config": place.config.to_string_lossy(),
         "config_text": std::fs::read_to_string(&place.config).unwrap_or_default(),
         "n_steps": scores.step,
-        "zero_shot": zero_shot,
+        "classified": classified,
         "retrieval": retrieval,
         "loss_chart": charts::loss(metrics)?,
         "lr_chart": charts::learning_rate(metrics)?,

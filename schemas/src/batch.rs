@@ -43,7 +43,7 @@ pub struct AudioBatch {
 pub struct TextBatch {
     /// Length of every row.
     pub n_tokens: usize,
-    /// `[n, n_tokens]`; 0 is padding and is masked.
+    /// `[n, n_tokens]`, or `[n, captions, n_tokens]` where an example has several; 0 is padding and is masked.
     pub ids: Vec<i32>,
 }
 

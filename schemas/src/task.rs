@@ -7,6 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 mod check;
+mod objective;
 mod phases;
 
 use crate::modality::Modality;
@@ -14,17 +15,8 @@ use crate::resolution::{Patching, Resolution, n_kept};
 use crate::spectrogram::SpectrogramSpec;
 
 pub use check::TaskError;
+pub use objective::{Objective, Objectives};
 pub use phases::{Phase, RawChange, RawPhase, Shares, Skip};
-
-/// What a task minimises.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Objective {
-    /// Symmetric noise-contrastive loss over every pair of the task's modalities, mean over the pairs.
-    Nce,
-    /// Softmax cross-entropy on the corpus's labels; one medium, one corpus.
-    Softmax,
-}
 
 /// How the task of a step is chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -111,6 +103,10 @@ pub struct RawView {
     pub spectrogram_frames: Option<usize>,
     #[serde(default)]
     pub text_tokens: Option<usize>,
+    /// Captions of each example in a batch, as instances of one bag (MIL-NCE): each may be what the medium shows. The one that is
+    /// drawn and those after it in the record, from the start again where there are fewer.
+    #[serde(default = "one_caption")]
+    pub captions: usize,
     /// Share of visual and spectrogram tokens that DropToken drops.
     #[serde(default)]
     pub drop_rate: f64,
@@ -118,6 +114,10 @@ pub struct RawView {
 
 fn one() -> f64 {
     1.0
+}
+
+fn one_caption() -> usize {
+    1
 }
 
 fn one_frame() -> usize {
@@ -133,7 +133,11 @@ pub struct RawTask {
     #[serde(default = "train_split")]
     pub split: String,
     pub modalities: Vec<Modality>,
-    pub objective: Objective,
+    /// One, or several whose sum each step minimises: `"nce"`, `["nce", "softmax"]`.
+    pub objective: Objectives,
+    /// Share of a label's weight that goes to all classes alike, under `softmax` and `sigmoid`.
+    #[serde(default)]
+    pub label_smoothing: f64,
     /// Share of steps, for `weights` and `random`.
     pub weight: Option<f64>,
     /// Passes between two steps of this task, for `intervals`.
@@ -191,6 +195,9 @@ pub struct View {
     stride: usize,
     audio: Option<Resolution>,
     text: Option<Resolution>,
+    // Absent from the digest of mixtures that do without: checkpoints of before go on.
+    #[serde(skip_serializing_if = "is_one")]
+    captions: usize,
     drop_rate: f64,
     n: usize,
 }
@@ -229,6 +236,11 @@ impl View {
         self.text
     }
 
+    /// Captions of each example; see [`RawView::captions`].
+    pub fn n_captions(&self) -> usize {
+        self.captions
+    }
+
     /// Share of visual and spectrogram tokens that DropToken drops.
     pub fn drop_rate(&self) -> f64 {
         self.drop_rate
@@ -240,15 +252,18 @@ impl View {
     }
 }
 
-/// One task, checked. Holds: at least one corpus and one view; NCE has at least two modalities, softmax one medium and
-/// one corpus; weight and interval are positive.
+/// One task, checked. Holds: at least one corpus and one view; NCE has at least two modalities, an objective over classes one medium
+/// and one corpus; weight and interval are positive.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Task {
     name: String,
     corpora: Vec<String>,
     split: String,
     modalities: Vec<Modality>,
-    objective: Objective,
+    objective: Objectives,
+    // Absent from the digest of mixtures that do without: checkpoints of before go on.
+    #[serde(skip_serializing_if = "is_zero")]
+    label_smoothing: f64,
     weight: f64,
     interval: u64,
     views: Vec<View>,
@@ -259,6 +274,14 @@ pub struct Task {
     decode: Decode,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     aspect_buckets: bool,
+}
+
+fn is_one(value: &usize) -> bool {
+    *value == 1
+}
+
+fn is_zero(value: &f64) -> bool {
+    *value == 0.0
 }
 
 impl Task {
@@ -283,8 +306,13 @@ impl Task {
         self.modalities.contains(&modality)
     }
 
-    pub fn objective(&self) -> Objective {
-        self.objective
+    pub fn objectives(&self) -> &Objectives {
+        &self.objective
+    }
+
+    /// At least 0 and below 1; see [`RawTask::label_smoothing`].
+    pub fn label_smoothing(&self) -> f64 {
+        self.label_smoothing
     }
 
     /// Share of steps, not normalised.
@@ -344,7 +372,7 @@ impl Task {
     pub fn n_tokens_per_example(&self, view: &View, patching: &Patching) -> usize {
         let count = |resolution: Option<Resolution>| resolution.map_or(0, |r| r.n_tokens(patching).unwrap_or(0));
         let media = [view.vision, view.audio].map(|r| r.map_or(0, |_| n_kept(count(r), view.drop_rate)));
-        media.iter().sum::<usize>() + count(view.text)
+        media.iter().sum::<usize>() + view.captions * count(view.text)
     }
 }
 

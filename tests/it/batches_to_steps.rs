@@ -25,15 +25,22 @@ fn whole_path(world: &World, store: &Store, run: &Store) -> Vec<Step> {
     assert_eq!(checkpoint::steps(run).unwrap(), [6, 8], "keep_checkpoints is 2, one every 3 steps and one at the end");
     let scores = device::eval(&config, store, run, &mut |_| {}).unwrap();
     assert_eq!(scores.step, 8);
-    assert_eq!(scores.scores.iter().map(|s| s.name.as_str()).collect::<Vec<_>>(), ["images", "clips", "sounds"]);
+    assert_eq!(
+        scores.scores.iter().map(|s| s.name.as_str()).collect::<Vec<_>>(),
+        ["images", "clips", "sounds", "images by a probe"]
+    );
     for score in &scores.scores {
-        let share = match score.measure {
+        let share = match &score.measure {
             Measure::ZeroShot { top1, chance, n_classes, .. } => {
-                assert_eq!(chance, 1.0 / n_classes as f64);
-                assert_eq!(n_classes, 6, "the tiny world holds out six combinations of each scene");
-                top1
+                assert_eq!(*chance, 1.0 / *n_classes as f64);
+                assert_eq!(*n_classes, 6, "the tiny world holds out six combinations of each scene");
+                *top1
             }
-            Measure::Retrieval { r_at_10, .. } => r_at_10,
+            Measure::Retrieval { r_at_10, .. } => *r_at_10,
+            Measure::LinearProbe { top1, n_train, .. } => {
+                assert!(*n_train > 12, "{score:?}");
+                *top1
+            }
         };
         assert!((0.0..=1.0).contains(&share) && score.n == 12, "{score:?}");
     }

@@ -118,6 +118,13 @@ corpus = "world-audio"
 kind = "retrieval"
 modalities = ["audio"]
 view = {{ spectrogram_frames = 32, text_tokens = 8 }}
+
+[[train.eval]]
+name = "images by a probe"
+corpus = "world-image"
+kind = "linear-probe"
+modalities = ["image"]
+view = {{ height = 32, width = 32 }}
 "#
     )
 }

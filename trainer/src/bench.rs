@@ -7,10 +7,10 @@ use std::time::Instant;
 
 use imp_schemas::batch::{Batch, ExampleId, TextBatch, VisionBatch};
 use imp_schemas::resolution::{Patching, Resolution};
-use imp_schemas::task::Objective;
 use serde::Serialize;
 
 use crate::model::{Imp, ModelConfig, ModelError, RawExperts, RawModel, Stream};
+use crate::objective::Goal;
 use crate::ops::Backend;
 use crate::optim::{AdamW, AdamWSettings};
 
@@ -181,7 +181,7 @@ pub fn run<D: Backend>(
     let (mut seconds, mut losses) = (Vec::with_capacity(options.steps), Vec::new());
     for step in 0..options.warmup + options.steps {
         let begin = Instant::now();
-        let loss = model.loss(Objective::Nce, "", &batch)?;
+        let loss = model.loss(&Goal::nce(), &batch)?;
         optimizer.step(&mut model, loss.grads, 1e-4)?;
         wait()?;
         if step >= options.warmup {
@@ -195,7 +195,7 @@ pub fn run<D: Backend>(
     if options.profile {
         probe.begin();
         let begin = Instant::now();
-        let loss = model.loss(Objective::Nce, "", &batch)?;
+        let loss = model.loss(&Goal::nce(), &batch)?;
         optimizer.step(&mut model, loss.grads, 1e-4)?;
         wait()?;
         let all = begin.elapsed().as_secs_f64();
@@ -204,7 +204,7 @@ pub fn run<D: Backend>(
         kernels.push(("elsewhere".to_owned(), 1, all - ours));
         // And once more by halves, without timing kernels.
         let begin = Instant::now();
-        let loss = model.loss(Objective::Nce, "", &batch)?;
+        let loss = model.loss(&Goal::nce(), &batch)?;
         wait()?;
         kernels.push(("loss and gradients".to_owned(), 1, begin.elapsed().as_secs_f64()));
         let begin = Instant::now();
@@ -212,7 +212,7 @@ pub fn run<D: Backend>(
         wait()?;
         kernels.push(("update".to_owned(), 1, begin.elapsed().as_secs_f64()));
         let begin = Instant::now();
-        model.loss_value(Objective::Nce, "", &batch)?;
+        model.loss_value(&Goal::nce(), &batch)?;
         wait()?;
         kernels.push(("loss alone".to_owned(), 1, begin.elapsed().as_secs_f64()));
     }

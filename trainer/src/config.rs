@@ -75,6 +75,8 @@ pub enum EvalKind {
     ZeroShot,
     /// Captions against media, both ways: R@1, R@5, R@10, median rank.
     Retrieval,
+    /// A linear classifier on the encoder's features, which stay as they are: trained on one split, top-1 and top-5 on another.
+    LinearProbe,
 }
 
 /// Which classes stand to choose from in a zero-shot evaluation.
@@ -96,10 +98,12 @@ pub struct RawEval {
     pub corpus: String,
     #[serde(default = "test_split")]
     pub split: String,
+    /// The split that a linear probe's classifier is trained on.
+    pub train_split: Option<String>,
     pub kind: EvalKind,
-    /// Media whose scores against the text are added: one, or video and audio of the same clip.
+    /// Media whose scores against the text are added: one, or video and audio of the same clip. A linear probe has one.
     pub modalities: Vec<Modality>,
-    /// The size of the examples; `text_tokens` is the length of the sentences.
+    /// The size of the examples; `text_tokens` is the length of the sentences, absent in a linear probe.
     pub view: RawView,
     pub working_side: Option<usize>,
     /// Sentences with `{}` where the class name goes; their embeddings are averaged.
@@ -109,6 +113,10 @@ pub struct RawEval {
     pub candidates: Candidates,
     #[serde(default = "sixty_four")]
     pub batch: usize,
+}
+
+fn train_split() -> String {
+    "train".to_owned()
 }
 
 fn test_split() -> String {
@@ -128,6 +136,8 @@ fn sixty_four() -> usize {
 pub struct Eval {
     pub name: String,
     pub kind: EvalKind,
+    /// Of a linear probe's classifier.
+    pub train_split: String,
     /// Without text.
     pub media: Vec<Modality>,
     pub prompts: Vec<String>,
@@ -252,14 +262,26 @@ fn check_eval(raw: &RawEval, mixture: &RawMixture) -> Result<Eval, ConfigError> 
     if raw.view.drop_rate != 0.0 {
         return wrong("view.drop_rate", raw.view.drop_rate.to_string(), "0: tokens are dropped in training only");
     }
+    if raw.view.captions != 1 {
+        return wrong("view.captions", raw.view.captions.to_string(), "absent: every caption of a record is looked at");
+    }
+    let probe = raw.kind == EvalKind::LinearProbe;
+    if let (Some(found), false) = (&raw.train_split, probe) {
+        return wrong("train_split", found.clone(), "absent unless `kind = \"linear-probe\"`");
+    }
+    let train_split = raw.train_split.clone().unwrap_or_else(train_split);
+    if probe && train_split == raw.split {
+        return wrong("train_split", train_split, "another than `split`, or the classifier knows its examples");
+    }
     let mut modalities = raw.modalities.clone();
-    modalities.push(Modality::Text);
+    modalities.extend((!probe).then_some(Modality::Text));
     let task = RawTask {
         name: raw.name.clone(),
         corpora: vec![raw.corpus.clone()],
         split: raw.split.clone(),
         modalities,
-        objective: Objective::Nce,
+        objective: if probe { Objective::Softmax } else { Objective::Nce }.into(),
+        label_smoothing: 0.0,
         weight: None,
         interval: None,
         batch: Some(raw.batch),
@@ -282,6 +304,7 @@ fn check_eval(raw: &RawEval, mixture: &RawMixture) -> Result<Eval, ConfigError> 
     Ok(Eval {
         name: raw.name.clone(),
         kind: raw.kind,
+        train_split,
         media: raw.modalities.clone(),
         prompts: raw.prompts.clone(),
         candidates: raw.candidates,

@@ -4,8 +4,11 @@
 //! Source: the authors' release, as IMP.md section 10 puts it.
 
 mod embed;
+mod probe;
 mod retrieval;
 mod zero_shot;
+
+use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use imp_schemas::checkpoint::CheckpointMeta;
@@ -19,7 +22,7 @@ use crate::ops::Backend;
 use crate::train::{self, TrainError};
 use imp_loader::LoaderError;
 
-pub use embed::{Embedder, Items, distinct, spec_of};
+pub use embed::{Embedder, Features, Items, distinct, spec_of};
 
 /// Where the scores of a run lie.
 pub const SCORES_KEY: &str = "scores.json";
@@ -53,7 +56,25 @@ pub struct Score {
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum Measure {
     /// `chance` is 1 / `n_classes`.
-    ZeroShot { top1: f64, top5: f64, chance: f64, n_classes: usize },
+    ZeroShot {
+        top1: f64,
+        top5: f64,
+        chance: f64,
+        n_classes: usize,
+        /// What was taken for what, the most frequent first.
+        #[serde(default)]
+        confusions: Vec<Confusion>,
+    },
+    /// As zero-shot; `n_train` is how many examples the classifier was trained on.
+    LinearProbe {
+        top1: f64,
+        top5: f64,
+        chance: f64,
+        n_classes: usize,
+        n_train: usize,
+        #[serde(default)]
+        confusions: Vec<Confusion>,
+    },
     /// Medium → text, then text → medium. `chance_r_at_10` is that of a random order of the sentences.
     Retrieval {
         r_at_1: f64,
@@ -67,6 +88,16 @@ pub enum Measure {
         text_r_at_10: f64,
         text_median_rank: f64,
     },
+}
+
+/// Examples of one class that were taken for another.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Confusion {
+    pub class: String,
+    pub taken_for: String,
+    pub n: usize,
+    /// Examples of the class.
+    pub of: usize,
 }
 
 /// One text query and the media nearest to it.
@@ -141,7 +172,9 @@ pub fn run<D: Backend>(
     let embedder = Embedder::new(store, &model, &meta.tokenizer_digest)?;
     let mut scores = Scores { step: meta.step, scores: Vec::new(), examples: Vec::new() };
     for eval in &config.evals {
-        check_trained(&model, eval)?;
+        if eval.kind != EvalKind::LinearProbe {
+            check_trained(&model, eval)?;
+        }
         let (score, examples) = measure(&embedder, eval, config)?;
         say(&score);
         scores.scores.push(score);
@@ -176,6 +209,10 @@ pub(crate) fn newest<D: Backend>(
 
 /// The heads that the evaluation needs must have been trained.
 pub(crate) fn check_trained<D: Backend>(model: &Imp<D>, eval: &Eval) -> Result<(), EvalError> {
+    if eval.kind == EvalKind::LinearProbe {
+        let (name, found) = (eval.name.clone(), "a linear probe, which has no sentences".to_owned());
+        return Err(EvalError::Corpus { name, found, wanted: "an evaluation with `kind` zero-shot or retrieval" });
+    }
     for stream in train::media_streams(&eval.media) {
         let pair = (stream.min(Stream::Text), stream.max(Stream::Text));
         if !model.config().pairs().contains(&pair) {
@@ -191,15 +228,19 @@ fn measure<D: Backend>(
     config: &TrainConfig,
 ) -> Result<(Score, Vec<Example>), EvalError> {
     let (corpus, split) = (eval.task().corpora()[0].clone(), eval.task().split().to_owned());
+    let modality = eval.media.iter().map(|m| m.name()).collect::<Vec<_>>().join("+");
+    if eval.kind == EvalKind::LinearProbe {
+        let (measure, n) = probe::measure(embedder, eval, &config.loader)?;
+        return Ok((Score { name: eval.name.clone(), corpus, split, modality, n, measure }, Vec::new()));
+    }
     let items = embedder.items(eval, &config.loader)?;
     let (measure, mut examples) = match eval.kind {
-        EvalKind::ZeroShot => zero_shot::measure(embedder, eval, &items)?,
         EvalKind::Retrieval => retrieval::measure(embedder, eval, &items)?,
+        EvalKind::ZeroShot | EvalKind::LinearProbe => zero_shot::measure(embedder, eval, &items)?,
     };
     for example in &mut examples {
         (example.corpus, example.split) = (corpus.clone(), split.clone());
     }
-    let modality = eval.media.iter().map(|m| m.name()).collect::<Vec<_>>().join("+");
     Ok((Score { name: eval.name.clone(), corpus, split, modality, n: items.n(), measure }, examples))
 }
 
@@ -218,6 +259,30 @@ fn rank(values: &[f32], wanted: &dyn Fn(usize) -> bool) -> usize {
     (0..values.len()).filter(|&i| !wanted(i) && (values[i] >= best || values[i].is_nan())).count()
 }
 
+/// Pairs of classes that are kept of those that were confused.
+const N_CONFUSIONS: usize = 200;
+
+/// Which classes were taken for which, the most frequent first. `labels` and `said` are classes, an index into `names`.
+fn confusions(labels: &[usize], said: &[usize], names: &[String]) -> Vec<Confusion> {
+    let mut pairs: BTreeMap<(usize, usize), usize> = BTreeMap::new();
+    for (&label, &said) in labels.iter().zip(said).filter(|(label, said)| label != said) {
+        *pairs.entry((label, said)).or_default() += 1;
+    }
+    let name = |class: usize| names.get(class).cloned().unwrap_or_default();
+    let mut confusions: Vec<Confusion> = pairs
+        .into_iter()
+        .map(|((class, said), n)| Confusion {
+            class: name(class),
+            taken_for: name(said),
+            n,
+            of: labels.iter().filter(|&&label| label == class).count(),
+        })
+        .collect();
+    confusions.sort_by_key(|confusion| std::cmp::Reverse(confusion.n));
+    confusions.truncate(N_CONFUSIONS);
+    confusions
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -228,5 +293,13 @@ mod tests {
         assert_eq!(rank(&[0.1, 0.9, 0.5], &|i| i == 2), 1);
         assert_eq!(rank(&[0.1, 0.9, 0.5], &|i| i != 0), 0);
         assert_eq!(top_k(&[0.1, 0.9, 0.5, 0.9], 3), [1, 3, 2]);
+    }
+
+    #[test]
+    fn confusions_count_what_was_taken_for_what() {
+        let names = ["cat", "dog", "owl"].map(str::to_owned);
+        let found = confusions(&[0, 0, 0, 1, 2], &[1, 1, 0, 1, 0], &names);
+        let told: Vec<_> = found.iter().map(|c| (c.class.as_str(), c.taken_for.as_str(), c.n, c.of)).collect();
+        assert_eq!(told, [("cat", "dog", 2, 3), ("owl", "cat", 1, 1)]);
     }
 }

@@ -25,8 +25,8 @@ use std::collections::BTreeMap;
 
 use dfdx::prelude::{Gradients, NoneTape, OwnedTape};
 use imp_schemas::batch::{AudioBatch, Batch, TextBatch, VisionBatch};
-use imp_schemas::task::Objective;
 
+use crate::objective::Goal;
 use crate::ops::Backend;
 use encoder::Call;
 pub(crate) use experts::Purpose;
@@ -96,15 +96,14 @@ impl<D: Backend> Imp<D> {
         D::assign(&mut p.tensor, values).map_err(device)
     }
 
-    /// Loss of a batch and its gradients. `corpus` names the classifier under [`Objective::Softmax`] and is not read
-    /// otherwise.
+    /// Loss of a batch and its gradients.
     ///
     /// # Errors
-    /// A stream that the objective needs is absent, the model lacks the head, an array has the wrong length, or the loss
+    /// A stream that the goal needs is absent, the model lacks the head, an array has the wrong length, or the loss
     /// is not finite.
-    pub fn loss(&self, objective: Objective, corpus: &str, batch: &Batch) -> Result<Loss<D>, ModelError> {
+    pub fn loss(&self, goal: &Goal, batch: &Batch) -> Result<Loss<D>, ModelError> {
         let mut call = Call::new(&self.config, Purpose::Train);
-        let loss = self.objective::<OwnedTape<f32, D>>(objective, corpus, batch, &mut call)?;
+        let loss = self.objective::<OwnedTape<f32, D>>(goal, batch, &mut call)?;
         let value = crate::ops::scalar_value(&loss);
         if !value.is_finite() {
             return Err(ModelError::LossNotFinite(value));
@@ -129,10 +128,20 @@ impl<D: Backend> Imp<D> {
     ///
     /// # Errors
     /// As [`Imp::loss`].
-    pub fn loss_value(&self, objective: Objective, corpus: &str, batch: &Batch) -> Result<f32, ModelError> {
+    pub fn loss_value(&self, goal: &Goal, batch: &Batch) -> Result<f32, ModelError> {
         let mut call = Call::new(&self.config, Purpose::Train);
-        let value = crate::ops::scalar_value(&self.objective::<NoneTape>(objective, corpus, batch, &mut call)?);
+        let value = crate::ops::scalar_value(&self.objective::<NoneTape>(goal, batch, &mut call)?);
         if value.is_finite() { Ok(value) } else { Err(ModelError::LossNotFinite(value)) }
+    }
+
+    /// What the encoder makes of a batch of one stream, before any head: `[n, width]`.
+    ///
+    /// # Errors
+    /// An array has the wrong length.
+    pub fn features(&self, batch: &Batch) -> Result<Vec<f32>, ModelError> {
+        let (streams, NoneTape) =
+            self.pooled_streams::<NoneTape>(batch, &mut Call::new(&self.config, Purpose::Embed))?;
+        Ok(streams.first().map(|(_, rows)| rows.as_vec()).unwrap_or_default())
     }
 
     /// Embeddings of pictures or clips in the space shared with `target`: `[n, common_width]`, L2-normalised.

@@ -7,13 +7,13 @@
 //! softmax, routing and the optimizer count nothing.
 
 use imp_schemas::store::Store;
-use imp_schemas::task::{Alternation, Objective, Task, View};
+use imp_schemas::task::{Alternation, Task, View};
 use serde::Serialize;
 
 use crate::config::TrainConfig;
 use crate::model::{ModelConfig, Stream};
 use crate::ops::Precision;
-use crate::train::{self, TrainError, tokens_by_stream};
+use crate::train::{self, TrainError, sequences_by_stream};
 
 /// A run, before it runs. Shares of tasks and views are those of its first step: phases may change them.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -91,21 +91,24 @@ pub fn of(config: &TrainConfig, store: &Store) -> Result<Plan, TrainError> {
 fn of_task(config: &TrainConfig, model: &ModelConfig, task: &Task, share: f64) -> TaskPlan {
     let all: f64 = task.views().iter().map(View::weight).sum();
     let views = task.views().iter().map(|view| {
-        let tokens = tokens_by_stream(view, config.mixture.patching());
+        let sequences = sequences_by_stream(view, config.mixture.patching());
         // A part of the batch is in the encoder at a time.
         let at_once = config.micro_batch.map_or(view.n(), |most| most.min(view.n()));
-        let kept = tokens.iter().map(|&(_, n)| at_once as f64 * model.kept_bytes(n, config.precision)).sum::<f64>();
-        let flops = step_flops(model, task.objective(), view.n(), &tokens);
+        let kept =
+            |&(_, n, n_tokens): &(_, usize, usize)| (at_once * n) as f64 * model.kept_bytes(n_tokens, config.precision);
+        let kept = sequences.iter().map(kept).sum::<f64>();
+        let flops = step_flops(model, task.objectives().has_nce(), view.n(), &sequences);
+        let tokens = sequences.into_iter().map(|(stream, n, n_tokens)| (stream, n * n_tokens)).collect();
         ViewPlan { share: view.weight() / all, n: view.n(), tokens, flops, kept_mib: kept / MIB }
     });
     TaskPlan { name: task.name().to_owned(), share, views: views.collect() }
 }
 
 /// FLOPs of one step on a batch of `n` examples.
-fn step_flops(model: &ModelConfig, objective: Objective, n: usize, tokens: &[(Stream, usize)]) -> f64 {
+fn step_flops(model: &ModelConfig, nce: bool, n: usize, sequences: &[(Stream, usize, usize)]) -> f64 {
     let (d, c, n) = (model.width() as f64, model.common_width() as f64, n as f64);
     let mut flops = 0.0;
-    for &(stream, n_tokens) in tokens {
+    for &(stream, n_sequences, n_tokens) in sequences {
         let values = match stream {
             Stream::Vision => model.patching().n_tube_values(),
             Stream::Spectrogram => model.patching().n_spectrogram_values(),
@@ -113,16 +116,16 @@ fn step_flops(model: &ModelConfig, objective: Objective, n: usize, tokens: &[(St
         };
         let embed = 2.0 * n_tokens as f64 * values as f64 * d;
         let projections = 2.0 * d * d * (n_tokens as f64 + 1.0);
-        flops += n * (2.0 * embed + 3.0 * (model.encoder_flops(n_tokens) + projections));
+        flops += n * n_sequences as f64 * (2.0 * embed + 3.0 * (model.encoder_flops(n_tokens) + projections));
     }
-    let heads = match objective {
-        Objective::Nce => {
-            // Each stream meets each other one.
-            let pairs = (tokens.len() * tokens.len().saturating_sub(1) / 2) as f64;
-            pairs * (2.0 * n * (2.0 * d * c + 2.0 * c * c) + 2.0 * n * n * c)
+    // Each stream meets each other one. What a classifier takes is nothing beside the rest.
+    let mut heads = 0.0;
+    for (i, &(_, a, _)) in sequences.iter().enumerate().filter(|_| nce) {
+        for &(_, b, _) in &sequences[i + 1..] {
+            let (a, b) = (n * a as f64, n * b as f64);
+            heads += (a + b) * (2.0 * d * c + 2.0 * c * c) + 2.0 * a * b * c;
         }
-        Objective::Softmax => 0.0,
-    };
+    }
     flops + 3.0 * heads
 }
 

@@ -6,11 +6,11 @@
 use dfdx::prelude::{Backward, Cpu, SumTo, Trace, TryMul};
 use imp_schemas::batch::{AudioBatch, Batch, ExampleId, TextBatch, VisionBatch};
 use imp_schemas::resolution::{Patching, Resolution};
-use imp_schemas::task::Objective;
 use serde::Serialize;
 use serde_json::json;
 
 use crate::model::{Classifier, Grads, Imp, ModelConfig, ModelError, RawModel, Stream};
+use crate::objective::Goal;
 use crate::ops::{Backend, Mask, Precision};
 use crate::optim::{AdamW, AdamWSettings};
 
@@ -34,7 +34,7 @@ impl Check {
 struct Case {
     name: &'static str,
     model: serde_json::Value,
-    objective: Objective,
+    goal: Goal,
     streams: &'static [Stream],
     /// Examples, rows and columns of the picture's grid, tokens of a sentence.
     sizes: [usize; 4],
@@ -49,7 +49,7 @@ const VOCABULARY: usize = 509;
 const PATCHING: Patching = Patching { tube: [4, 8, 8], spectrogram: [8, 8] };
 
 fn cases() -> Vec<Case> {
-    let nce = |name, model, sizes, kept| Case { name, model, objective: Objective::Nce, streams: PAIR, sizes, kept };
+    let nce = |name, model, sizes, kept| Case { name, model, goal: Goal::nce(), streams: PAIR, sizes, kept };
     let experts = |n: usize, more: serde_json::Value| {
         let mut table = json!({ "n": n, "blocks": 2 });
         if let (Some(table), Some(more)) = (table.as_object_mut(), more.as_object()) {
@@ -89,7 +89,7 @@ fn cases() -> Vec<Case> {
         Case {
             name: "sounds",
             model: json!({"width": 128, "depth": 2, "heads": 4}),
-            objective: Objective::Nce,
+            goal: Goal::nce(),
             streams: &[Stream::Spectrogram, Stream::Text],
             sizes: [5, 12, 4, 10],
             kept: None,
@@ -97,7 +97,7 @@ fn cases() -> Vec<Case> {
         Case {
             name: "classes",
             model: json!({"width": 64, "depth": 2, "heads": 2}),
-            objective: Objective::Softmax,
+            goal: Goal::softmax(CORPUS),
             streams: &[Stream::Vision],
             sizes: [9, 6, 6, 0],
             kept: Some(20),
@@ -129,13 +129,12 @@ impl Case {
         }
         let raw: RawModel = serde_json::from_value(table).map_err(|e| ModelError::Device(e.to_string()))?;
         let (mut pairs, mut classifiers) = (Vec::new(), Vec::new());
-        match self.objective {
-            Objective::Nce => pairs.push((self.streams[0].min(self.streams[1]), self.streams[0].max(self.streams[1]))),
-            Objective::Softmax => classifiers.push(Classifier {
-                corpus: CORPUS.to_owned(),
-                stream: self.streams[0],
-                n_classes: N_CLASSES,
-            }),
+        if self.goal.nce {
+            pairs.push((self.streams[0].min(self.streams[1]), self.streams[0].max(self.streams[1])));
+        }
+        if self.goal.classes.is_some() {
+            let corpus = CORPUS.to_owned();
+            classifiers.push(Classifier { corpus, stream: self.streams[0], n_classes: N_CLASSES });
         }
         ModelConfig::check(raw, VOCABULARY, PATCHING, pairs, classifiers)
     }
@@ -178,8 +177,7 @@ impl Case {
             }
             TextBatch { n_tokens: n_text, ids }
         });
-        let labels =
-            (self.objective == Objective::Softmax).then(|| (0..n).map(|_| draw.below(N_CLASSES) as u32).collect());
+        let labels = self.goal.classes.is_some().then(|| (0..n).map(|_| draw.below(N_CLASSES) as u32).collect());
         let examples = (0..n as u64).map(|row| ExampleId { corpus_idx: 0, row, epoch: 0 }).collect();
         Batch { step: 0, task_idx: 0, view_idx: 0, examples, vision, audio, text, labels }
     }
@@ -202,18 +200,18 @@ const N_UPDATES: usize = 3;
 fn ask<D: Backend>(dev: &D, case: &Case) -> Result<Said, ModelError> {
     let batch = case.batch();
     let mut model = Imp::new(&case.config()?, 17, dev)?;
-    let mut loss = model.loss(case.objective, CORPUS, &batch)?;
+    let mut loss = model.loss(&case.goal, &batch)?;
     let gradients = model.gradients(&mut loss.grads)?;
-    let embedding = match (&batch.vision, &batch.audio, case.objective) {
-        (Some(vision), _, Objective::Nce) => model.embed_vision(vision, Stream::Text)?,
-        (_, Some(audio), Objective::Nce) => model.embed_audio(audio, Stream::Text)?,
+    let embedding = match (&batch.vision, &batch.audio, case.goal.nce) {
+        (Some(vision), _, true) => model.embed_vision(vision, Stream::Text)?,
+        (_, Some(audio), true) => model.embed_audio(audio, Stream::Text)?,
         _ => Vec::new(),
     };
     // Updates that are clipped, decay and keep a mean: all that the optimizer does.
     let settings = AdamWSettings { clip_norm: 0.5, weight_decay: 0.1, eps: 1e-3, ema: 0.9, ..AdamWSettings::default() };
     let mut optimizer = AdamW::new(&model, settings)?;
     for _ in 0..N_UPDATES {
-        let loss = model.loss(case.objective, CORPUS, &batch)?;
+        let loss = model.loss(&case.goal, &batch)?;
         optimizer.step(&mut model, loss.grads, 1e-2)?;
     }
     let of_model = |name: String| model.tensor(&name).map(|(_, values)| (name, values));
@@ -289,7 +287,7 @@ pub fn run<D: Backend>(dev: &D, precision: Precision, say: &mut dyn FnMut(&Check
             say(&check);
             checks.push(check);
         };
-        if case.objective == Objective::Nce {
+        if case.goal.nce {
             let (wanted, found) = (ask_encoder(&cpu, &case)?, ask_encoder(dev, &case)?);
             let what = ["encoder: tokens", "encoder: gradients at tokens", "encoder: gradients of parameters"];
             for ((what, found), wanted) in what.into_iter().zip(&found).zip(&wanted) {

@@ -18,6 +18,9 @@ pub fn one_line(score: &Score) -> String {
         Measure::ZeroShot { top1, chance, n_classes, .. } => {
             format!("zero-shot top-1 {:.1} % of {n_classes} classes (chance {:.1} %)", 100.0 * top1, 100.0 * chance)
         }
+        Measure::LinearProbe { top1, chance, n_classes, .. } => {
+            format!("linear probe top-1 {:.1} % of {n_classes} classes (chance {:.1} %)", 100.0 * top1, 100.0 * chance)
+        }
         Measure::Retrieval { r_at_10, chance_r_at_10, n_texts, .. } => {
             format!("R@10 {:.1} % of {n_texts} sentences (chance {:.1} %)", 100.0 * r_at_10, 100.0 * chance_r_at_10)
         }
@@ -32,8 +35,12 @@ pub fn of_scores(scores: &[Score]) -> Table {
     table.set_header(["evaluation", "modality", "corpus", "n", "measure", "%", "chance %", "× chance", "more"]);
     for score in scores {
         let (measure, value, chance, more) = match &score.measure {
-            Measure::ZeroShot { top1, top5, chance, n_classes } => {
+            Measure::ZeroShot { top1, top5, chance, n_classes, .. } => {
                 (format!("top-1 of {n_classes}"), *top1, *chance, format!("top-5 {}", percent(*top5)))
+            }
+            Measure::LinearProbe { top1, top5, chance, n_classes, n_train, .. } => {
+                let more = format!("top-5 {}, trained on {n_train}", percent(*top5));
+                (format!("linear top-1 of {n_classes}"), *top1, *chance, more)
             }
             Measure::Retrieval {
                 r_at_1, r_at_5, r_at_10, median_rank, chance_r_at_10, n_texts, text_r_at_10, ..

@@ -13,13 +13,14 @@ use imp_schemas::modality::Modality;
 use imp_schemas::resolution::{Patching, Resolution, n_kept};
 use imp_schemas::shard::Digest;
 use imp_schemas::store::{Snapshot, Store, StoreError};
-use imp_schemas::task::{Mixture, Objective, Task, View};
+use imp_schemas::task::{Mixture, Task, View};
 
 use crate::checkpoint::{self, CheckpointError, Saved};
 use crate::config::TrainConfig;
 use crate::ledger::{Ledger, LedgerError};
 use crate::metrics::{Metrics, StepMetrics};
 use crate::model::{Classifier, Imp, Loss, ModelConfig, ModelError, Purpose, RawModel, Stream};
+use crate::objective::Goal;
 use crate::ops::Backend;
 use crate::optim::AdamW;
 
@@ -64,9 +65,9 @@ pub enum TrainError {
     )]
     HalfGroup { what: &'static str, step: u64, accumulate: u64 },
     #[error(
-        "task `{task}` trains `softmax` on corpus `{corpus}`, whose manifest lists no classes; ingest it with labels"
+        "task `{task}` trains `{objective}` on corpus `{corpus}`, whose manifest lists no classes; ingest it with labels"
     )]
-    NoClasses { task: String, corpus: String },
+    NoClasses { task: String, objective: &'static str, corpus: String },
 }
 
 /// Trains until `config.steps`, from the newest checkpoint of `run` if there is one; `opened` gets the loader to look at.
@@ -128,10 +129,10 @@ pub fn fit<D: Backend>(
         let lr = config.schedule.lr_at(step);
         // Neither a loss nor a gradient that is not finite moves a parameter: both are errors.
         let failed = |source| TrainError::Step { step, task: task.name().to_owned(), source };
-        let (objective, corpus) = (task.objective(), &task.corpora()[0]);
+        let goal = Goal::of(task);
         let loss = match config.accumulate {
-            1 => model.loss_in_parts(objective, corpus, &batch, config.micro_batch.unwrap_or(batch.n())),
-            n => model.loss_onto(objective, corpus, &batch, 1.0 / n as f32, before.take()),
+            1 => model.loss_in_parts(&goal, &batch, config.micro_batch.unwrap_or(batch.n())),
+            n => model.loss_onto(&goal, &batch, 1.0 / n as f32, before.take()),
         };
         let Loss { value, grads, routing } = loss.map_err(failed)?;
         let grad_norm = match (step + 1).is_multiple_of(config.accumulate) {
@@ -205,36 +206,39 @@ pub(crate) fn check_same_model(meta: &CheckpointMeta, config: &TrainConfig) -> R
 }
 
 /// The model that the config's tasks need over these corpora: heads for every pair that a contrastive task trains, a
-/// classifier for every labelled corpus that a softmax task trains.
+/// classifier for every labelled corpus that a task over classes trains.
 ///
 /// # Errors
-/// Sizes that cannot be, or a softmax task over a corpus without classes.
+/// Sizes that cannot be, or a task over the classes of a corpus without any.
 pub fn model_config(config: &TrainConfig, manifests: &BTreeMap<String, Snapshot>) -> Result<ModelConfig, TrainError> {
     let mut pairs: Vec<(Stream, Stream)> = Vec::new();
     let mut classifiers: Vec<Classifier> = Vec::new();
     for task in config.mixture.tasks() {
         let streams: Vec<Stream> = task.modalities().iter().map(|&m| Stream::from(m)).collect();
-        match task.objective() {
-            Objective::Nce => {
-                for (i, &a) in streams.iter().enumerate() {
-                    for &b in &streams[i + 1..] {
-                        let pair = (a.min(b), a.max(b));
-                        if !pairs.contains(&pair) {
-                            pairs.push(pair);
-                        }
+        if task.objectives().has_nce() {
+            for (i, &a) in streams.iter().enumerate() {
+                for &b in &streams[i + 1..] {
+                    let pair = (a.min(b), a.max(b));
+                    if !pairs.contains(&pair) {
+                        pairs.push(pair);
                     }
                 }
             }
-            Objective::Softmax => {
-                let corpus = task.corpora()[0].clone();
-                let n_classes = manifests.get(&corpus).map_or(0, |s| s.manifest.classes.len());
-                if n_classes == 0 {
-                    return Err(TrainError::NoClasses { task: task.name().to_owned(), corpus });
-                }
-                let classifier = Classifier { corpus, stream: streams[0], n_classes };
-                if !classifiers.iter().any(|c| c.corpus == classifier.corpus && c.stream == classifier.stream) {
-                    classifiers.push(classifier);
-                }
+        }
+        if let Some(objective) = task.objectives().over_classes() {
+            let corpus = task.corpora()[0].clone();
+            let n_classes = manifests.get(&corpus).map_or(0, |s| s.manifest.classes.len());
+            let stream = media_streams(task.modalities()).first().copied();
+            let Some(stream) = stream.filter(|_| n_classes > 0) else {
+                return Err(TrainError::NoClasses {
+                    task: task.name().to_owned(),
+                    objective: objective.name(),
+                    corpus,
+                });
+            };
+            let classifier = Classifier { corpus, stream, n_classes };
+            if !classifiers.iter().any(|c| c.corpus == classifier.corpus && c.stream == classifier.stream) {
+                classifiers.push(classifier);
             }
         }
     }
@@ -245,18 +249,18 @@ pub fn model_config(config: &TrainConfig, manifests: &BTreeMap<String, Snapshot>
     let model = ModelConfig::check(config.model.clone(), vocab_size, patching, pairs, classifiers)?;
     for task in config.mixture.tasks() {
         for (view_idx, view) in task.views().iter().enumerate() {
-            for (stream, n_tokens) in tokens_by_stream(view, &patching) {
+            for (stream, n_sequences, n_tokens) in sequences_by_stream(view, &patching) {
                 let call = format!("task `{}`, view {view_idx}, {stream}", task.name());
                 // Parts of a batch differ by one example at most.
                 let n_parts = view.n().div_ceil(config.micro_batch.unwrap_or(view.n()).max(1)).max(1);
                 for n in [view.n() / n_parts, view.n().div_ceil(n_parts)] {
-                    model.check_capacity(Purpose::Train, &call, n, n_tokens)?;
+                    model.check_capacity(Purpose::Train, &call, n * n_sequences, n_tokens)?;
                 }
             }
         }
     }
     for eval in &config.evals {
-        for (stream, n_tokens) in tokens_by_stream(&eval.task().views()[0], &patching) {
+        for (stream, _, n_tokens) in sequences_by_stream(&eval.task().views()[0], &patching) {
             let call = format!("evaluation `{}`, {stream}", eval.name);
             model.check_capacity(Purpose::Embed, &call, 1, n_tokens)?;
         }
@@ -264,12 +268,12 @@ pub fn model_config(config: &TrainConfig, manifests: &BTreeMap<String, Snapshot>
     Ok(model)
 }
 
-/// Tokens of one example in each call of the encoder, after DropToken.
-pub(crate) fn tokens_by_stream(view: &View, patching: &Patching) -> Vec<(Stream, usize)> {
+/// Sequences of one example in each call of the encoder, and the tokens of each, after DropToken. A medium is one sequence.
+pub(crate) fn sequences_by_stream(view: &View, patching: &Patching) -> Vec<(Stream, usize, usize)> {
     let count = |resolution: Resolution| resolution.n_tokens(patching).unwrap_or(0);
-    let vision = view.vision().map(|r| (Stream::Vision, n_kept(count(r), view.drop_rate())));
-    let audio = view.audio().map(|r| (Stream::Spectrogram, n_kept(count(r), view.drop_rate())));
-    let text = view.text().map(|r| (Stream::Text, count(r)));
+    let vision = view.vision().map(|r| (Stream::Vision, 1, n_kept(count(r), view.drop_rate())));
+    let audio = view.audio().map(|r| (Stream::Spectrogram, 1, n_kept(count(r), view.drop_rate())));
+    let text = view.text().map(|r| (Stream::Text, view.n_captions(), count(r)));
     [vision, audio, text].into_iter().flatten().collect()
 }
 

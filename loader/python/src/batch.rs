@@ -60,7 +60,11 @@ impl PyBatch {
             audio_kept = kept(py, "audio_kept", audio.kept, n)?;
         }
         if let Some(of_text) = batch.text {
-            text = Some(array(py, "text", of_text.ids, vec![n, of_text.n_tokens])?);
+            let shape = match of_text.ids.len() / (n * of_text.n_tokens).max(1) {
+                n_captions @ 2.. => vec![n, n_captions, of_text.n_tokens],
+                _ => vec![n, of_text.n_tokens],
+            };
+            text = Some(array(py, "text", of_text.ids, shape)?);
         }
         if let Some(of_examples) = batch.labels {
             labels = Some(array(py, "labels", of_examples, vec![n])?);

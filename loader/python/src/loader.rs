@@ -311,7 +311,7 @@ fn describe(mixture: &Mixture, task: &Task) -> Value {
         "corpora": task.corpora(),
         "split": task.split(),
         "modalities": task.modalities(),
-        "objective": task.objective(),
+        "objective": task.objectives(),
         "views": views,
     })
 }
@@ -326,7 +326,11 @@ fn shapes(mixture: &Mixture, view: &View) -> Map<String, Value> {
             Resolution::Audio { .. } => ("log_mel", Some("audio_kept")),
             Resolution::Text { .. } => ("text", None),
         };
-        shapes.insert(name.to_owned(), json!(shape_of(n, resolution)));
+        let mut shape = shape_of(n, resolution);
+        if name == "text" && view.n_captions() > 1 {
+            shape.insert(1, view.n_captions());
+        }
+        shapes.insert(name.to_owned(), json!(shape));
         if let (Some(kept), true, Ok(n_tokens)) =
             (kept, view.drop_rate() > 0.0, resolution.n_tokens(mixture.patching()))
         {

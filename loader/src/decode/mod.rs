@@ -106,7 +106,7 @@ impl Workbench {
             example.log_mel = Some(self.sound(recipe, &draws, record, frames, start_seconds)?);
         }
         if let Some(Resolution::Text { tokens }) = recipe.text(view) {
-            example.ids = Some(caption(recipe, &draws, &record.meta, tokens)?);
+            example.ids = Some(captions(recipe, &draws, &record.meta, tokens, view.n_captions())?);
         }
         if !recipe.evaluates() && view.drop_rate() > 0.0 {
             let kept = |resolution: Option<Resolution>, draw| {
@@ -420,12 +420,22 @@ fn recolour(recipe: &Recipe, draws: &Draws, rgb: &mut [u8], width: usize) {
     }
 }
 
-/// Ids of one caption, cropped or padded with 0 to `n_tokens`: a random one in training, the first in evaluation.
-fn caption(recipe: &Recipe, draws: &Draws, meta: &Meta, n_tokens: usize) -> Result<Vec<i32>, ContentFault> {
-    let n = meta.tokens.len() as u64;
-    let i = if recipe.evaluates() { 0 } else { draws.rng(Draw::Caption).below(n) };
-    let ids = meta.tokens.get(i as usize).filter(|ids| !ids.is_empty()).ok_or(ContentFault::NoCaption)?;
-    let mut row: Vec<i32> = ids.iter().copied().take(n_tokens).collect();
-    row.resize(n_tokens, 0);
-    Ok(row)
+/// Ids of `n_captions` captions, each cropped or padded with 0 to `n_tokens`: a random one in training, the first in evaluation, and those
+/// after it, around the end.
+fn captions(
+    recipe: &Recipe,
+    draws: &Draws,
+    meta: &Meta,
+    n_tokens: usize,
+    n_captions: usize,
+) -> Result<Vec<i32>, ContentFault> {
+    let n = meta.tokens.len();
+    let first = if recipe.evaluates() { 0 } else { draws.rng(Draw::Caption).below(n as u64) as usize };
+    let mut rows = Vec::with_capacity(n_captions * n_tokens);
+    for nth in 0..n_captions {
+        let ids = meta.tokens.get((first + nth) % n.max(1)).filter(|ids| !ids.is_empty());
+        rows.extend(ids.ok_or(ContentFault::NoCaption)?.iter().take(n_tokens));
+        rows.resize((nth + 1) * n_tokens, 0);
+    }
+    Ok(rows)
 }

@@ -28,6 +28,28 @@ fn captions_are_cropped_or_padded_and_every_one_of_a_record_is_drawn() {
 }
 
 #[test]
+fn a_bag_holds_the_drawn_caption_and_those_after_it() {
+    let (_dir, store) = three_corpora();
+    let bags = MIXTURE.replace("\"text_tokens\": 4", "\"text_tokens\": 4, \"captions\": 2");
+    let mut loader = Loader::open(&store, mixture(&bags), &LoaderSettings::default(), None).unwrap();
+    let batch = loop {
+        let batch = loader.next().unwrap();
+        if batch.task_idx == 0 {
+            break batch;
+        }
+    };
+    let ids = batch.text.as_ref().unwrap().ids.as_slice();
+    assert_eq!(ids.len(), batch.n() * 2 * 4);
+    for (bag, example) in ids.chunks(8).zip(&batch.examples) {
+        let tokens = crate::stores::image_row(example.row as usize).tokens;
+        let cropped =
+            |i: usize| (0..4).map(|t| tokens[i % tokens.len()].get(t).copied().unwrap_or(0)).collect::<Vec<_>>();
+        let of_record = (0..tokens.len()).map(|first| [cropped(first), cropped(first + 1)].concat());
+        assert!(of_record.into_iter().any(|wanted| wanted == bag), "{bag:?} of {tokens:?}");
+    }
+}
+
+#[test]
 fn evaluation_shows_the_centre_of_each_picture() {
     let (_dir, store) = three_corpora();
     let mixture = mixture(MIXTURE);

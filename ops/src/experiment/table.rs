@@ -20,7 +20,7 @@ pub fn scores(path: &Path) -> Result<BTreeMap<String, f64>, OpsError> {
         |source| OpsError::Malformed { run: path.display().to_string(), key: "scores".into(), line: 1, source };
     let scores: Scores = serde_json::from_slice(&bytes).map_err(malformed)?;
     let value = |measure: &Measure| match measure {
-        Measure::ZeroShot { top1, .. } => *top1,
+        Measure::ZeroShot(classified) | Measure::LinearProbe(classified) => classified.top1,
         Measure::Retrieval { r_at_10, .. } => *r_at_10,
     };
     Ok(scores.scores.iter().map(|score| (score.name.clone(), value(&score.measure))).collect())

@@ -35,8 +35,30 @@ pub struct Score {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum Measure {
-    ZeroShot { top1: f64, top5: f64, chance: f64, n_classes: usize },
+    ZeroShot(Classified),
+    LinearProbe(Classified),
     Retrieval { r_at_1: f64, r_at_5: f64, r_at_10: f64, median_rank: f64, chance_r_at_10: f64 },
+}
+
+/// How well classes were told.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Classified {
+    pub top1: f64,
+    pub top5: f64,
+    pub chance: f64,
+    pub n_classes: usize,
+    #[serde(default)]
+    pub confusions: Vec<Confusion>,
+}
+
+/// Examples of one class that were taken for another, most frequent first.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+pub struct Confusion {
+    pub class: String,
+    pub taken_for: String,
+    pub n: usize,
+    /// Examples of the class.
+    pub of: usize,
 }
 
 /// One text query and the media nearest to it, best first.
@@ -56,10 +78,12 @@ pub struct Retrieved {
     pub correct: bool,
 }
 
-/// A row of the zero-shot table, in percent.
+/// A row of the classification table, in percent.
 #[derive(Debug, Clone, Serialize)]
-pub struct ZeroShotRow {
+pub struct ClassifiedRow {
     name: String,
+    /// `zero-shot` or `linear probe`.
+    how: &'static str,
     modality: String,
     corpus: String,
     n: usize,
@@ -71,7 +95,11 @@ pub struct ZeroShotRow {
     /// Widths of the bars, percent of the page.
     bar: f64,
     chance_bar: f64,
+    confusions: Vec<Confusion>,
 }
+
+/// Confusions shown of each evaluation.
+const N_CONFUSIONS: usize = 8;
 
 /// A row of the retrieval table, in percent.
 #[derive(Debug, Clone, Serialize)]
@@ -113,11 +141,10 @@ fn times(value: f64, chance: f64) -> String {
 impl Score {
     /// A sentence for the terminal.
     pub fn in_words(&self) -> String {
-        let (what, value, chance) = match self.measure {
-            Measure::ZeroShot { top1, chance, n_classes, .. } => {
-                (format!("top-1 of {n_classes} classes"), top1, chance)
-            }
-            Measure::Retrieval { r_at_10, chance_r_at_10, .. } => ("R@10".to_owned(), r_at_10, chance_r_at_10),
+        let (what, value, chance) = match &self.measure {
+            Measure::ZeroShot(c) => (format!("top-1 of {} classes", c.n_classes), c.top1, c.chance),
+            Measure::LinearProbe(c) => (format!("linear top-1 of {} classes", c.n_classes), c.top1, c.chance),
+            Measure::Retrieval { r_at_10, chance_r_at_10, .. } => ("R@10".to_owned(), *r_at_10, *chance_r_at_10),
         };
         format!(
             "{:<14} {:<12} {what}: {:>5} %, chance {} %, {} × chance, {} examples",
@@ -132,7 +159,7 @@ impl Score {
 
     /// An entry of `zero_shot` in the summary's JSON.
     pub fn zero_shot_json(&self) -> Option<serde_json::Value> {
-        let Measure::ZeroShot { top1, top5, chance, n_classes } = self.measure else { return None };
+        let Measure::ZeroShot(Classified { top1, top5, chance, n_classes, .. }) = self.measure else { return None };
         Some(serde_json::json!({
             "modality": self.modality, "top1": top1, "chance": chance, "n": self.n,
             "name": self.name, "corpus": self.corpus, "split": self.split, "top5": top5, "n_classes": n_classes,
@@ -151,10 +178,17 @@ impl Score {
         }))
     }
 
-    /// A row of the page's zero-shot table.
-    pub fn zero_shot_row(&self) -> Option<ZeroShotRow> {
-        let Measure::ZeroShot { top1, top5, chance, n_classes } = self.measure else { return None };
-        Some(ZeroShotRow {
+    /// A row of the page's classification table.
+    pub fn classified_row(&self) -> Option<ClassifiedRow> {
+        let (how, classified) = match &self.measure {
+            Measure::ZeroShot(classified) => ("zero-shot", classified),
+            Measure::LinearProbe(classified) => ("linear probe", classified),
+            Measure::Retrieval { .. } => return None,
+        };
+        let &Classified { top1, top5, chance, n_classes, ref confusions } = classified;
+        Some(ClassifiedRow {
+            how,
+            confusions: confusions.iter().take(N_CONFUSIONS).cloned().collect(),
             name: self.name.clone(),
             modality: self.modality.clone(),
             corpus: format!("{}/{}", self.corpus, self.split),

@@ -9,7 +9,9 @@ const METRICS: &str = r#"{"step":0,"task":"image-text","view":0,"n":64,"tokens":
 {"step":2,"task":"image-text","view":1,"n":64,"tokens":2048,"loss":3.5,"lr":2e-4,"grad_norm":0.9,"seconds":0.3,"wait_seconds":0.3,"batch_digest":"c"}
 "#;
 const SCORES: &str = r#"{"step":3,"scores":[
-{"name":"images","kind":"zero-shot","corpus":"c","split":"test","modality":"image","top1":0.625,"top5":0.9,"chance":0.04,"n":240,"n_classes":25},
+{"name":"images","kind":"zero-shot","corpus":"c","split":"test","modality":"image","top1":0.625,"top5":0.9,"chance":0.04,"n":240,"n_classes":25,
+"confusions":[{"class":"red ring","taken_for":"red disc","n":7,"of":10}]},
+{"name":"probe","kind":"linear-probe","corpus":"c","split":"test","modality":"image","top1":0.715,"top5":0.9,"chance":0.04,"n":240,"n_classes":25,"n_train":960},
 {"name":"clips","kind":"retrieval","corpus":"g","split":"test","modality":"video+audio","r_at_1":0.1,"r_at_5":0.2,"r_at_10":0.5,"median_rank":11.0,"chance_r_at_10":0.1,"n":99,"n_texts":99}],
 "examples":[]}"#;
 
@@ -32,7 +34,20 @@ fn the_page_shows_every_score_and_cost_of_the_run_and_links_to_nothing() {
     let steps = [Step { command: "imp-train fit --config 'a b.toml'".to_owned(), seconds: 1.25 }];
     write(&place, &steps, &path).unwrap();
     let html = std::fs::read_to_string(path).unwrap();
-    for wanted in ["62.5", "15.6", "50.0", "5.0", "image-text", "audio-text", "my run", "<svg", "imp-train fit"] {
+    for wanted in [
+        "62.5",
+        "15.6",
+        "71.5",
+        "linear probe",
+        "<td>red ring</td><td class=\"text\">red disc</td><td>7</td>",
+        "50.0",
+        "5.0",
+        "image-text",
+        "audio-text",
+        "my run",
+        "<svg",
+        "imp-train fit",
+    ] {
         assert!(html.contains(wanted), "no {wanted}");
     }
     assert!(html.contains("&lt;script&gt;") && !html.contains("# <script>"), "the config is text, not markup");

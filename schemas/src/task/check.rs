@@ -3,7 +3,7 @@
 //! In: [`RawMixture`]. Out: [`Mixture`]. Never: looks at a corpus; what depends on one is checked when it is opened.
 
 use super::phases::{check_phases, check_skip};
-use super::{Alternation, Decode, Mixture, Objective, RawMixture, RawTask, RawView, Task, View};
+use super::{Alternation, Decode, Mixture, RawMixture, RawTask, RawView, Task, View};
 use crate::modality::Modality;
 use crate::resolution::{Patching, Resolution, ShapeError};
 use crate::spectrogram::{SpectrogramError, SpectrogramSpec};
@@ -98,26 +98,34 @@ fn check_task(
         listed(),
         "at most one of image and video, one audio, one text",
     )?;
-    match raw.objective {
-        Objective::Nce => {
-            rules.hold(
-                raw.modalities.len() >= 2,
-                "modalities",
-                listed(),
-                "at least two under `nce`, which pairs them",
-            )?;
-        }
-        Objective::Softmax => {
-            let one_medium = raw.modalities.len() == 1 && n_media == 1;
-            rules.hold(one_medium, "modalities", listed(), "one of image, video, audio under `softmax`")?;
-            rules.hold(
-                raw.corpora.len() == 1,
-                "corpora",
-                raw.corpora.join(", "),
-                "one corpus under `softmax`: classes are a corpus's own",
-            )?;
-        }
+    let objectives = &raw.objective;
+    let n_over_classes = objectives.all().iter().filter(|o| o.is_over_classes()).count();
+    rules.hold(
+        !objectives.all().is_empty() && n_over_classes <= 1 && objectives.all().len() - n_over_classes <= 1,
+        "objective",
+        format!("[{}]", objectives.listed()),
+        "`nce`, one of `softmax` and `sigmoid`, or `nce` and one of these",
+    )?;
+    if objectives.has_nce() {
+        rules.hold(raw.modalities.len() >= 2, "modalities", listed(), "at least two under `nce`, which pairs them")?;
     }
+    if let Some(over_classes) = objectives.over_classes() {
+        let name = over_classes.name();
+        let one_medium = n_media == 1 && (objectives.has_nce() || raw.modalities.len() == 1);
+        let beside = if objectives.has_nce() { " beside text" } else { "" };
+        let rule = format!("one of image, video, audio{beside} under `{name}`");
+        rules.hold(one_medium, "modalities", listed(), &rule)?;
+        let rule = format!("one corpus under `{name}`: classes are a corpus's own");
+        rules.hold(raw.corpora.len() == 1, "corpora", raw.corpora.join(", "), &rule)?;
+    }
+    let smoothing = raw.label_smoothing;
+    rules.hold((0.0..1.0).contains(&smoothing), "label_smoothing", smoothing, "at least 0 and below 1")?;
+    rules.hold(
+        smoothing == 0.0 || n_over_classes > 0,
+        "label_smoothing",
+        smoothing,
+        "absent under `nce`, which reads no labels",
+    )?;
     let weight = raw.weight.unwrap_or(1.0);
     rules.hold(weight.is_finite() && weight > 0.0, "weight", weight, "a number above 0")?;
     let interval = raw.interval.unwrap_or(1);
@@ -157,7 +165,8 @@ fn check_task(
         corpora: raw.corpora.clone(),
         split: raw.split.clone(),
         modalities: raw.modalities.clone(),
-        objective: raw.objective,
+        objective: raw.objective.clone(),
+        label_smoothing: raw.label_smoothing,
         weight,
         interval,
         views: Vec::new(),
@@ -185,14 +194,9 @@ fn check_task(
                 0
             }
         };
-        let least = if raw.objective == Objective::Nce { 2 } else { 1 };
+        let least = if raw.objective.has_nce() { 2 } else { 1 };
         let found = format!("{} examples at view {view_idx} of {per_example} tokens each", view.n);
-        rules.hold(
-            view.n >= least,
-            "batch, token_budget",
-            found,
-            "at least 2 examples under `nce`, 1 under `softmax`",
-        )?;
+        rules.hold(view.n >= least, "batch, token_budget", found, "at least 2 examples under `nce`, 1 otherwise")?;
         task.views.push(view);
     }
     let n_shapes = task.view_buckets().len();
@@ -234,6 +238,9 @@ fn check_view(
     rules.hold((0.0..1.0).contains(&raw.drop_rate), &key("drop_rate"), raw.drop_rate, "at least 0 and below 1")?;
     rules.hold(raw.weight.is_finite() && raw.weight > 0.0, &key("weight"), raw.weight, "a number above 0")?;
     rules.hold(raw.stride > 0, &key("stride"), raw.stride, "at least 1")?;
+    let bags = has(Modality::Text) && task.objective.has_nce();
+    let rule = if bags { "at least 1" } else { "absent, because the task does not pair media with text" };
+    rules.hold(raw.captions == 1 || (bags && raw.captions > 0), &key("captions"), raw.captions, rule)?;
     let vision = match (raw.frames, raw.height, raw.width) {
         (Some(frames), Some(height), Some(width)) => Some(Resolution::Video { frames, height, width }),
         (None, Some(height), Some(width)) => Some(Resolution::Image { height, width }),
@@ -244,7 +251,8 @@ fn check_view(
     for resolution in [vision, audio, text].into_iter().flatten() {
         resolution.grid(patching).map_err(|source| TaskError::Shape { task: task.name.clone(), view_idx, source })?;
     }
-    Ok(View { weight: raw.weight, vision, stride: raw.stride, audio, text, drop_rate: raw.drop_rate, n: 0 })
+    let (weight, stride, captions, drop_rate) = (raw.weight, raw.stride, raw.captions, raw.drop_rate);
+    Ok(View { weight, vision, stride, audio, text, captions, drop_rate, n: 0 })
 }
 
 #[cfg(test)]
@@ -306,6 +314,19 @@ mod tests {
     }
 
     #[test]
+    fn an_objective_is_a_word_or_a_list_and_stays_one() {
+        let one = check(TASK).unwrap();
+        assert!(serde_json::to_string(&one).unwrap().contains(r#""objective":"nce","weight""#), "as of before");
+        let both = check(&TASK.replace("\"nce\"", "[\"nce\", \"softmax\"]\nlabel_smoothing = 0.1")).unwrap();
+        let task = &both.tasks()[0];
+        assert!(task.objectives().has_nce() && task.label_smoothing() == 0.1);
+        assert_eq!(task.objectives().over_classes(), Some(super::super::Objective::Softmax));
+        assert!(serde_json::to_string(&both).unwrap().contains(r#"["nce","softmax"]"#));
+        let message = toml::from_str::<RawMixture>(&TASK.replace("\"nce\"", "\"nse\"")).unwrap_err().to_string();
+        assert!(message.contains("unknown variant `nse`"), "{message}");
+    }
+
+    #[test]
     fn views_of_one_shape_are_one_bucket() {
         let views = "[{ height = 64, width = 64, text_tokens = 16 }, { height = 32, width = 64, text_tokens = 16 }, \
             { height = 16, width = 16, text_tokens = 16 }]";
@@ -326,6 +347,16 @@ mod tests {
             ("token_budget = 800", "token_budget = 800\nweight = -1.0", "`weight` is -1, must be a number above 0"),
             ("drop_rate = 0.5", "drop_rate = 1.0", "below 1"),
             ("drop_rate = 0.5", "frames = 8", "must be absent, because the task has no video"),
+            ("\"nce\"", "[\"softmax\", \"sigmoid\"]", "`objective` is [softmax, sigmoid], must be `nce`, one of"),
+            ("\"nce\"", "[]", "`objective` is [], must be"),
+            ("drop_rate = 0.5", "captions = 0", "`views[1].captions` is 0, must be at least 1"),
+            (
+                "\"nce\"",
+                "\"sigmoid\"",
+                "`modalities` is image, text, must be one of image, video, audio under `sigmoid`",
+            ),
+            ("\"nce\"", "\"nce\"\nlabel_smoothing = 0.1", "absent under `nce`"),
+            ("\"nce\"", "[\"nce\", \"softmax\"]\nlabel_smoothing = 1.0", "`label_smoothing` is 1, must be at least 0"),
         ];
         for (from, to, want) in cases {
             let message = check(&TASK.replace(from, to)).unwrap_err().to_string();

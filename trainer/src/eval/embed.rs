@@ -11,6 +11,7 @@ use imp_schemas::store::Store;
 use tokenizers::Tokenizer;
 
 use super::EvalError;
+use super::zero_shot::labels_of;
 use crate::config::Eval;
 use crate::model::{Imp, Stream};
 use crate::ops::Backend;
@@ -38,6 +39,19 @@ pub struct Items {
     pub keys: Vec<String>,
     pub rows: Vec<u64>,
 }
+
+/// What a linear probe sees of a split.
+pub struct Features {
+    pub width: usize,
+    /// `[n, width]`
+    pub values: Vec<f32>,
+    /// An index into `classes` for each example.
+    pub labels: Vec<usize>,
+    pub classes: Vec<String>,
+}
+
+/// Examples that a linear probe's classifier is trained on at most: those of the first rows.
+const MOST_FEATURES: usize = 50_000;
 
 impl Items {
     /// Examples.
@@ -75,6 +89,39 @@ impl<'a, D: Backend> Embedder<'a, D> {
         // As at ingest: a caption that spells `<pad>` is text.
         tokenizer.set_encode_special_tokens(true);
         Ok(Self { store, model, tokenizer, tokenizer_digest: tokenizer_digest.clone() })
+    }
+
+    pub fn device(&self) -> &D {
+        self.model.device()
+    }
+
+    /// The encoder's features of the first 50,000 examples of a split.
+    ///
+    /// # Errors
+    /// The split cannot be read or gives nothing, or a record has no label.
+    pub fn features(&self, eval: &Eval, split: &str, settings: &LoaderSettings) -> Result<Features, EvalError> {
+        let loader = EvalLoader::open(self.store, &EvalSpec { split, ..spec_of(eval) }, settings)?;
+        let classes = loader.snapshot().manifest.classes.clone();
+        let (mut values, mut labels, mut keys) = (Vec::new(), Vec::new(), Vec::new());
+        for batch in loader {
+            let batch = batch?;
+            values.extend(self.model.features(&batch.batch)?);
+            match batch.batch.labels {
+                Some(of_batch) => labels.extend(of_batch.into_iter().map(Some)),
+                None => labels.extend(batch.keys.iter().map(|_| None)),
+            }
+            keys.extend(batch.keys);
+            if labels.len() >= MOST_FEATURES {
+                break;
+            }
+        }
+        let labels = labels_of(eval, &labels, &keys)?;
+        if labels.is_empty() {
+            let found = format!("split `{split}` of corpus `{}` gives no example", eval.task().corpora()[0]);
+            let wanted = "at least one record with what it embeds";
+            return Err(EvalError::Corpus { name: eval.name.clone(), found, wanted });
+        }
+        Ok(Features { width: values.len() / labels.len(), values, labels, classes })
     }
 
     /// Embeds every example of the evaluation's split.

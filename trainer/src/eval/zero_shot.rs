@@ -1,7 +1,7 @@
 //! Zero-shot classification: class names in sentences against media, arg-max of the cosine.
 
 use super::embed::{Embedder, Items};
-use super::{EvalError, Example, Measure, Retrieved, rank, top_k};
+use super::{EvalError, Example, Measure, Retrieved, confusions, rank, top_k};
 use crate::config::{Candidates, Eval};
 use crate::ops::Backend;
 
@@ -19,11 +19,7 @@ pub fn measure<D: Backend>(
     items: &Items,
 ) -> Result<(Measure, Vec<Example>), EvalError> {
     let wrong = |found: String, wanted| EvalError::Corpus { name: eval.name.clone(), found, wanted };
-    let mut labels = Vec::with_capacity(items.n());
-    for (label, key) in items.labels.iter().zip(&items.keys) {
-        let missing = || wrong(format!("record `{key}` has no label"), "a label for every record of the split");
-        labels.push(label.ok_or_else(missing)? as usize);
-    }
+    let labels = labels_of(eval, &items.labels, &items.keys)?;
     let classes: Vec<usize> = match eval.candidates {
         Candidates::All => (0..items.manifest.classes.len()).collect(),
         Candidates::Split => (0..items.manifest.classes.len()).filter(|c| labels.contains(c)).collect(),
@@ -39,12 +35,14 @@ pub fn measure<D: Backend>(
     let scores = items.scores(&texts, classes.len());
     let ranks: Vec<usize> =
         scores.chunks(classes.len()).zip(&labels).map(|(row, label)| rank(row, &|i| classes[i] == *label)).collect();
+    let said: Vec<usize> = scores.chunks(classes.len()).map(|row| classes[top_k(row, 1)[0]]).collect();
     let share = |k: usize| ranks.iter().filter(|&&r| r < k).count() as f64 / items.n().max(1) as f64;
     let measure = Measure::ZeroShot {
         top1: share(1),
         top5: share(5),
         chance: 1.0 / classes.len() as f64,
         n_classes: classes.len(),
+        confusions: confusions(&labels, &said, &items.manifest.classes),
     };
     // Queries spread over the classes, so that the page does not show six kinds of circle.
     let stride = (classes.len() / N_EXAMPLES).max(1);
@@ -65,4 +63,20 @@ pub fn measure<D: Backend>(
         }
     });
     Ok((measure, examples.collect()))
+}
+
+/// The class of every record.
+///
+/// # Errors
+/// A record has none; its key is named.
+pub(super) fn labels_of(eval: &Eval, labels: &[Option<u32>], keys: &[String]) -> Result<Vec<usize>, EvalError> {
+    let class = |(label, key): (&Option<u32>, &String)| match label {
+        Some(label) => Ok(*label as usize),
+        None => Err(EvalError::Corpus {
+            name: eval.name.clone(),
+            found: format!("record `{key}` has no label"),
+            wanted: "a label for every record of the split",
+        }),
+    };
+    labels.iter().zip(keys).map(class).collect()
 }

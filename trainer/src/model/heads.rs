@@ -5,43 +5,45 @@
 
 use dfdx::prelude::{NoneTape, PutTape, SplitTape, Tape, TryAdd};
 use imp_schemas::batch::Batch;
-use imp_schemas::task::Objective;
 
 use super::encoder::Call;
 use super::parameters::{classifier_name, head_name, temperature_name};
 use super::{Imp, ModelError, Stream, device};
-use crate::objective;
+use crate::objective::{self, Classes, Goal};
 use crate::ops::{Backend, InputGrad, Rows, Scalar};
 
 impl<D: Backend> Imp<D> {
-    /// The loss of a batch, on a tape of the caller's choice: the objective, and what the routers add to it.
+    /// The loss of a batch, on a tape of the caller's choice: the objectives, and what the routers add to them.
     pub(super) fn objective<T: Tape<f32, D>>(
         &self,
-        objective: Objective,
-        corpus: &str,
+        goal: &Goal,
         batch: &Batch,
         call: &mut Call<D>,
     ) -> Result<Scalar<D, T>, ModelError> {
-        let mut loss = match objective {
-            Objective::Nce => self.nce(batch, call),
-            Objective::Softmax => self.softmax(corpus, batch, call),
-        }?;
+        let (pooled, mut tape) = self.pooled_streams::<T>(batch, call)?;
+        let mut losses = Vec::new();
+        if goal.nce {
+            let pairs = self.pairs_of(&pooled, &mut tape)?;
+            losses.push(self.nce_of(pairs, batch.n(), T::default())?);
+        }
+        if let Some(classes) = &goal.classes {
+            losses.push(self.loss_of_classes(classes, &pooled, batch.labels.as_deref())?);
+        }
+        let mut loss = self.dev.try_zeros().map_err(device)?.put_tape(tape);
+        for of_objective in losses {
+            loss = loss.try_add(of_objective).map_err(device)?;
+        }
         for router_loss in call.router_losses.drain(..) {
             loss = loss.try_add(router_loss).map_err(device)?;
         }
         Ok(loss)
     }
 
-    /// Mean of the pair losses over every pair of the batch's streams that the model has.
-    fn nce<T: Tape<f32, D>>(&self, batch: &Batch, call: &mut Call<D>) -> Result<Scalar<D, T>, ModelError> {
-        let (pairs, tape) = self.pair_vectors::<T>(batch, call)?;
-        self.nce_of(pairs, tape)
-    }
-
-    /// The mean of the pairs' losses; `tape` is what led to their vectors.
+    /// The mean of the pairs' losses over `n` examples; `tape` is what led to their vectors.
     pub(super) fn nce_of<T: Tape<f32, D>>(
         &self,
         pairs: Vec<PairVectors<Rows<D>>>,
+        n: usize,
         tape: T,
     ) -> Result<Scalar<D, T>, ModelError> {
         let taped = |PairVectors { streams: [a, b], vectors: [u, v] }: PairVectors<Rows<D>>| {
@@ -49,36 +51,41 @@ impl<D: Backend> Imp<D> {
             let [u, v] = [u, v].map(|rows| rows.put_tape(T::default()));
             Ok(objective::nce::Pair { u, v, temperature, form: self.config.temperature_form })
         };
-        objective::nce::mean_over_pairs(pairs.into_iter().map(taped).collect::<Result<_, ModelError>>()?, tape)
+        objective::nce::mean_over_pairs(pairs.into_iter().map(taped).collect::<Result<_, ModelError>>()?, n, tape)
     }
 
-    /// Common-space vectors of every pair of the batch's streams, and the tape that led to all of them.
-    pub(super) fn pair_vectors<T: Tape<f32, D>>(
+    /// What the encoder makes of every stream of the batch, and the tape that led to all of it.
+    pub(super) fn pooled_streams<T: Tape<f32, D>>(
         &self,
         batch: &Batch,
         call: &mut Call<D>,
-    ) -> Result<PairsOnTape<D, T>, ModelError> {
+    ) -> Result<(Vec<(Stream, Rows<D>)>, T), ModelError> {
         let mut tape = T::default();
-        let mut split = |rows: Rows<D, T>| {
-            let (rows, of_rows) = rows.split_tape();
-            tape = std::mem::take(&mut tape).merge(of_rows);
-            rows
-        };
         // Sentences first: their many small ops are then the last on the way back, where a device has enough to do besides.
-        let text = batch.text.as_ref().map(|text| self.pooled_text(text, call).map(&mut split)).transpose()?;
+        let text = batch.text.as_ref().map(|text| self.pooled_text(text, call).map(|rows| split(rows, &mut tape)));
+        let text = text.transpose()?;
         let mut streams = Vec::new();
         if let Some(vision) = &batch.vision {
-            streams.push((Stream::Vision, split(self.pooled_vision(vision, call)?)));
+            streams.push((Stream::Vision, split(self.pooled_vision(vision, call)?, &mut tape)));
         }
         if let Some(audio) = &batch.audio {
-            streams.push((Stream::Spectrogram, split(self.pooled_audio(audio, call)?)));
+            streams.push((Stream::Spectrogram, split(self.pooled_audio(audio, call)?, &mut tape)));
         }
         streams.extend(text.map(|text| (Stream::Text, text)));
+        Ok((streams, tape))
+    }
+
+    /// Common-space vectors of every pair of streams; what led to them joins `tape`.
+    pub(super) fn pairs_of<T: Tape<f32, D>>(
+        &self,
+        streams: &[(Stream, Rows<D>)],
+        tape: &mut T,
+    ) -> Result<Vec<PairVectors<Rows<D>>>, ModelError> {
         let mut pairs = Vec::new();
         for (i, (a, of_a)) in streams.iter().enumerate() {
             for (b, of_b) in &streams[i + 1..] {
-                let u = split(self.common(of_a.retaped::<T>(), *a, *b)?);
-                let v = split(self.common(of_b.retaped::<T>(), *b, *a)?);
+                let u = split(self.common(of_a.retaped::<T>(), *a, *b)?, tape);
+                let v = split(self.common(of_b.retaped::<T>(), *b, *a)?, tape);
                 pairs.push(PairVectors { streams: [*a, *b], vectors: [u, v] });
             }
         }
@@ -86,41 +93,31 @@ impl<D: Backend> Imp<D> {
             let stream = streams.first().map_or("any", |(stream, _)| stream.name());
             return Err(ModelError::MissingStream { stream: other_than(stream), objective: "nce", wanted: "two" });
         }
-        Ok((pairs, tape))
+        Ok(pairs)
     }
 
-    fn softmax<T: Tape<f32, D>>(
+    /// The loss of a corpus's classifier; its tape begins at the streams.
+    pub(super) fn loss_of_classes<T: Tape<f32, D>>(
         &self,
-        corpus: &str,
-        batch: &Batch,
-        call: &mut Call<D>,
+        classes: &Classes,
+        streams: &[(Stream, Rows<D>)],
+        labels: Option<&[u32]>,
     ) -> Result<Scalar<D, T>, ModelError> {
-        let Some(classifier) = self.config.classifiers.iter().find(|c| c.corpus == corpus) else {
+        let corpus = &classes.corpus;
+        let Some(classifier) = self.config.classifiers.iter().find(|c| c.corpus == *corpus) else {
             let known: Vec<&str> = self.config.classifiers.iter().map(|c| c.corpus.as_str()).collect();
             let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
-            return Err(ModelError::UnknownClassifier { corpus: corpus.to_owned(), known });
+            return Err(ModelError::UnknownClassifier { corpus: corpus.clone(), known });
         };
-        let missing = |stream: Stream| ModelError::MissingStream {
-            stream: stream.name(),
-            objective: "softmax",
+        let missing = || ModelError::MissingStream {
+            stream: classifier.stream.name(),
+            objective: "classes",
             wanted: "the stream of the corpus's classifier",
         };
-        let features = match (classifier.stream, &batch.vision, &batch.audio, &batch.text) {
-            (Stream::Vision, Some(vision), _, _) => self.pooled_vision(vision, call)?,
-            (Stream::Spectrogram, _, Some(audio), _) => self.pooled_audio(audio, call)?,
-            (Stream::Text, _, _, Some(text)) => self.pooled_text(text, call)?,
-            (stream, _, _, _) => return Err(missing(stream)),
-        };
-        let n_classes = classifier.n_classes;
-        let layer = self.linear(&classifier_name(corpus), n_classes, false, InputGrad::Wanted)?;
-        let logits = D::linear(features, &layer).map_err(device)?;
-        let n = dfdx::prelude::HasShape::shape(&logits).0;
-        let labels = batch.labels.as_deref().unwrap_or_default();
-        if labels.len() != n {
-            return Err(ModelError::Values { what: "labels", found: labels.len(), wanted: n });
-        }
-        let targets = objective::softmax::one_hot(labels, n_classes)?;
-        D::softmax_cross_entropy(logits, &targets).map_err(device)
+        let (_, features) = streams.iter().find(|(stream, _)| *stream == classifier.stream).ok_or_else(missing)?;
+        let layer = self.linear(&classifier_name(corpus), classifier.n_classes, false, InputGrad::Wanted)?;
+        let logits = D::linear(features.retaped::<T>(), &layer).map_err(device)?;
+        classes.loss(logits, labels.unwrap_or_default())
     }
 
     /// Common-space vectors of `source` for the space shared with `target`, not normalised.
@@ -167,8 +164,12 @@ impl<D: Backend> Imp<D> {
     }
 }
 
-/// Vectors of all pairs, and the tape that led to them.
-type PairsOnTape<D, T> = (Vec<PairVectors<Rows<D>>>, T);
+/// Takes what led to `rows` onto `tape`.
+fn split<D: Backend, T: Tape<f32, D>>(rows: Rows<D, T>, tape: &mut T) -> Rows<D> {
+    let (rows, of_rows) = rows.split_tape();
+    *tape = std::mem::take(tape).merge(of_rows);
+    rows
+}
 
 /// Two streams of a batch, and of each the vectors in the space that it shares with the other, not normalised.
 pub(super) struct PairVectors<V> {

@@ -12,12 +12,12 @@ use dfdx::prelude::{
     Backward, Gradients, HasShape, Merge, NoneTape, OwnedTape, PutTape, SplitTape, SumTo, Trace, TryAdd, TryMul,
 };
 use imp_schemas::batch::{AudioBatch, Batch, TextBatch, VisionBatch};
-use imp_schemas::task::Objective;
 
 use super::encoder::Call;
 use super::experts::Purpose;
 use super::heads::PairVectors;
 use super::{Grads, Imp, Loss, ModelError, RoutingSummary, device};
+use crate::objective::Goal;
 use crate::ops::{Backend, Scalar, scalar_value};
 
 impl<D: Backend> Imp<D> {
@@ -25,32 +25,24 @@ impl<D: Backend> Imp<D> {
     ///
     /// # Errors
     /// As [`Imp::loss`].
-    pub fn loss_in_parts(
-        &self,
-        objective: Objective,
-        corpus: &str,
-        batch: &Batch,
-        most: usize,
-    ) -> Result<Loss<D>, ModelError> {
+    pub fn loss_in_parts(&self, goal: &Goal, batch: &Batch, most: usize) -> Result<Loss<D>, ModelError> {
         let n = batch.n();
         let n_parts = n.div_ceil(most.max(1));
         if n_parts <= 1 {
-            return self.loss(objective, corpus, batch);
+            return self.loss(goal, batch);
         }
         let parts: Vec<Range<usize>> = (0..n_parts).map(|i| i * n / n_parts..(i + 1) * n / n_parts).collect();
         let mut sum = Sum { value: 0.0, grads: None, stats: Vec::new() };
-        match objective {
-            Objective::Nce => self.nce_in_parts(batch, &parts, &mut sum)?,
-            Objective::Softmax => {
-                for range in &parts {
-                    let share = range.len() as f32 / n as f32;
-                    let mut call = Call::new(&self.config, Purpose::Train);
-                    let part = part(batch, range);
-                    let loss = self.objective::<OwnedTape<f32, D>>(objective, corpus, &part, &mut call)?;
-                    sum.value += share * scalar_value(&loss);
-                    self.add(loss.try_mul(share).map_err(device)?, &mut sum)?;
-                    sum.note(call, share);
-                }
+        if goal.nce {
+            self.nce_in_parts(goal, batch, &parts, &mut sum)?;
+        } else {
+            for range in &parts {
+                let share = range.len() as f32 / n as f32;
+                let mut call = Call::new(&self.config, Purpose::Train);
+                let loss = self.objective::<OwnedTape<f32, D>>(goal, &part(batch, range), &mut call)?;
+                sum.value += share * scalar_value(&loss);
+                self.add(loss.try_mul(share).map_err(device)?, &mut sum)?;
+                sum.note(call, share);
             }
         }
         if !sum.value.is_finite() {
@@ -66,15 +58,14 @@ impl<D: Backend> Imp<D> {
     /// As [`Imp::loss`].
     pub fn loss_onto(
         &self,
-        objective: Objective,
-        corpus: &str,
+        goal: &Goal,
         batch: &Batch,
         share: f32,
         before: Option<Grads<D>>,
     ) -> Result<Loss<D>, ModelError> {
         let mut sum = Sum { value: 0.0, grads: before.map(|grads| grads.0), stats: Vec::new() };
         let mut call = Call::new(&self.config, Purpose::Train);
-        let loss = self.objective::<OwnedTape<f32, D>>(objective, corpus, batch, &mut call)?;
+        let loss = self.objective::<OwnedTape<f32, D>>(goal, batch, &mut call)?;
         let value = scalar_value(&loss);
         if !value.is_finite() {
             return Err(ModelError::LossNotFinite(value));
@@ -84,11 +75,18 @@ impl<D: Backend> Imp<D> {
         Ok(Loss { value, grads, routing: RoutingSummary::of(&call.stats) })
     }
 
-    fn nce_in_parts(&self, batch: &Batch, parts: &[Range<usize>], sum: &mut Sum<D>) -> Result<(), ModelError> {
+    fn nce_in_parts(
+        &self,
+        goal: &Goal,
+        batch: &Batch,
+        parts: &[Range<usize>],
+        sum: &mut Sum<D>,
+    ) -> Result<(), ModelError> {
         let mut whole: Vec<PairVectors<Vec<f32>>> = Vec::new();
         for range in parts {
             let mut call = Call::new(&self.config, Purpose::Train);
-            let (pairs, NoneTape) = self.pair_vectors::<NoneTape>(&part(batch, range), &mut call)?;
+            let (pooled, mut tape) = self.pooled_streams::<NoneTape>(&part(batch, range), &mut call)?;
+            let pairs = self.pairs_of(&pooled, &mut tape)?;
             for (i, pair) in pairs.into_iter().enumerate() {
                 let [u, v] = pair.vectors.map(|rows| rows.as_vec());
                 match whole.get_mut(i) {
@@ -114,7 +112,7 @@ impl<D: Backend> Imp<D> {
             streams: pair.streams,
             vectors: [0, 1].map(|side: usize| pair.vectors[side].clone()),
         });
-        let loss = self.nce_of::<OwnedTape<f32, D>>(taped.collect(), OwnedTape::default())?;
+        let loss = self.nce_of::<OwnedTape<f32, D>>(taped.collect(), batch.n(), OwnedTape::default())?;
         sum.value += scalar_value(&loss);
         let grads = loss.try_backward().map_err(device)?;
         let at_vectors: Vec<[Vec<f32>; 2]> =
@@ -124,12 +122,15 @@ impl<D: Backend> Imp<D> {
         for range in parts {
             let share = range.len() as f32 / batch.n() as f32;
             let mut call = Call::new(&self.config, Purpose::Train);
-            let (pairs, mut tape) = self.pair_vectors::<OwnedTape<f32, D>>(&part(batch, range), &mut call)?;
+            let part = part(batch, range);
+            let (pooled, mut tape) = self.pooled_streams::<OwnedTape<f32, D>>(&part, &mut call)?;
+            let pairs = self.pairs_of(&pooled, &mut tape)?;
             let mut total: Scalar<D> = self.dev.try_zeros().map_err(device)?;
             for (pair, at) in pairs.into_iter().zip(&at_vectors) {
                 for (rows, at) in pair.vectors.into_iter().zip(at) {
-                    let shape @ (_, width) = *rows.shape();
-                    let slice = at[range.start * width..range.end * width].to_vec();
+                    let shape = *rows.shape();
+                    let per_example = at.len() / batch.n();
+                    let slice = at[range.start * per_example..range.end * per_example].to_vec();
                     let slice = self.dev.try_tensor_from_vec(slice, shape).map_err(device)?;
                     let product = rows.put_tape(OwnedTape::default()).try_mul(slice).map_err(device)?;
                     let with = product.try_sum::<(), _>().and_then(|p| p.try_add(total)).map_err(device)?;
@@ -138,6 +139,12 @@ impl<D: Backend> Imp<D> {
                 }
             }
             let mut loss = total.put_tape(tape);
+            // What needs no other example than its own is taken back on the same way.
+            if let Some(classes) = &goal.classes {
+                let of_classes = self.loss_of_classes::<OwnedTape<f32, D>>(classes, &pooled, part.labels.as_deref())?;
+                sum.value += share * scalar_value(&of_classes);
+                loss = loss.try_add(of_classes.try_mul(share).map_err(device)?).map_err(device)?;
+            }
             for router_loss in call.router_losses.drain(..) {
                 sum.value += share * scalar_value(&router_loss);
                 let weighted = router_loss.put_tape(OwnedTape::default()).try_mul(share).map_err(device)?;

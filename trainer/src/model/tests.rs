@@ -5,6 +5,7 @@ use imp_schemas::resolution::{Patching, Resolution};
 use imp_schemas::rng::{Role, rng_for};
 
 use super::*;
+use crate::objective::{Classes, Form};
 use crate::ops;
 use crate::optim::{AdamW, AdamWSettings};
 
@@ -57,6 +58,43 @@ fn batch(seed: u64, n: usize) -> Batch {
     }
 }
 
+/// Each objective, and two at once.
+fn goals() -> [Goal; 4] {
+    let classes = |form, label_smoothing| Some(Classes { corpus: "digits".to_owned(), form, label_smoothing });
+    [
+        Goal::nce(),
+        Goal::softmax("digits"),
+        Goal { nce: false, classes: classes(Form::Sigmoid, 0.0) },
+        Goal { nce: true, classes: classes(Form::Softmax, 0.2) },
+    ]
+}
+
+#[test]
+fn a_caption_that_stands_twice_in_its_bag_weighs_as_one() {
+    let model = Imp::new(&tiny(), 4, &Cpu::default()).unwrap();
+    let one = batch(8, 5);
+    let mut twice = one.clone();
+    let text = twice.text.as_mut().unwrap();
+    text.ids = text.ids.chunks(8).flat_map(|ids| [ids, ids].concat()).collect();
+    let value = |batch: &Batch| model.loss_value(&Goal::nce(), batch).unwrap();
+    assert!((value(&one) - value(&twice)).abs() < 1e-5, "{} {}", value(&one), value(&twice));
+    // Three sentences are no bags of five examples.
+    twice.text.as_mut().unwrap().ids.truncate(3 * 8);
+    let message = model.loss_value(&Goal::nce(), &twice).unwrap_err().to_string();
+    assert!(message.contains("vectors of a stream"), "{message}");
+}
+
+#[test]
+fn the_loss_of_several_objectives_is_their_sum() {
+    let model = Imp::new(&tiny(), 4, &Cpu::default()).unwrap();
+    let batch = batch(3, 7);
+    let value = |goal: &Goal| model.loss_value(goal, &batch).unwrap();
+    let [nce, _, _, both] = goals();
+    let classes = Goal { nce: false, ..both.clone() };
+    assert!((value(&both) - value(&nce) - value(&classes)).abs() < 1e-5);
+    assert!((value(&classes) - value(&Goal::softmax("digits"))).abs() > 1e-4, "smoothing changes the loss");
+}
+
 #[test]
 fn two_runs_of_one_seed_have_equal_losses_to_the_last_bit() {
     let run = || {
@@ -64,9 +102,9 @@ fn two_runs_of_one_seed_have_equal_losses_to_the_last_bit() {
         let mut optimizer = AdamW::new(&model, AdamWSettings::default()).unwrap();
         let mut losses = Vec::new();
         for step in 0..6 {
-            let objective = if step % 2 == 0 { Objective::Nce } else { Objective::Softmax };
-            let Loss { value: loss, grads, .. } = model.loss(objective, "digits", &batch(step, 10)).unwrap();
-            assert!((loss - model.loss_value(objective, "digits", &batch(step, 10)).unwrap()).abs() < 1e-6);
+            let goal = if step % 2 == 0 { Goal::nce() } else { Goal::softmax("digits") };
+            let Loss { value: loss, grads, .. } = model.loss(&goal, &batch(step, 10)).unwrap();
+            assert!((loss - model.loss_value(&goal, &batch(step, 10)).unwrap()).abs() < 1e-6);
             optimizer.step(&mut model, grads, 1e-2).unwrap();
             losses.push(loss.to_bits());
         }
@@ -80,16 +118,15 @@ fn two_runs_of_one_seed_have_equal_losses_to_the_last_bit() {
 fn the_whole_models_gradient_is_the_slope_of_its_loss() {
     // A step along a direction must not change which expert takes which token: here each takes all of them.
     let experts = RawExperts { capacity_factor: 3.0, z_weight: 0.1, ..RawExperts::of(3) };
-    let runs =
-        [None, Some(experts)].into_iter().flat_map(|e| [Objective::Nce, Objective::Softmax].map(|o| (e.clone(), o)));
-    for (experts, objective) in runs {
+    let runs = [None, Some(experts)].into_iter().flat_map(|e| goals().map(|goal| (e.clone(), goal)));
+    for (experts, goal) in runs {
         let mut model = Imp::new(&with_experts(experts), 11, &Cpu::default()).unwrap();
         let mut batch = batch(5, 6);
         if let (Some(text), true) = (&mut batch.text, model.config.experts.is_some()) {
             // Padding is routed too, and in f32 the mask swallows a padded token's scores: its gradient there is no slope.
             text.ids.iter_mut().for_each(|id| *id = (*id).max(1));
         }
-        let grads = model.loss(objective, "digits", &batch).unwrap().grads;
+        let grads = model.loss(&goal, &batch).unwrap().grads;
         let mut rng = rng_for(1, Role::Synth, &[]);
         for name in model.names() {
             let i = model.index[&name];
@@ -103,7 +140,7 @@ fn the_whole_models_gradient_is_the_slope_of_its_loss() {
             let mut at = |by: f32| {
                 let moved: Vec<f32> = values.iter().zip(&direction).map(|(v, d)| v + by * d).collect();
                 model.load(&name, &shape, &moved).unwrap();
-                f64::from(model.loss_value(objective, "digits", &batch).unwrap())
+                f64::from(model.loss_value(&goal, &batch).unwrap())
             };
             let slope = (at(step) - at(-step)) / f64::from(2.0 * step);
             at(0.0);
@@ -121,24 +158,22 @@ fn a_batch_in_parts_has_the_loss_and_the_gradients_of_the_whole() {
     let experts = RawExperts { group_tokens: 1, capacity_factor: 2.0, ..RawExperts::of(2) };
     for config in [tiny(), with_experts(Some(experts))] {
         let model = Imp::new(&config, 4, &Cpu::default()).unwrap();
-        let batch = batch(8, 11);
-        for objective in [Objective::Nce, Objective::Softmax] {
-            let whole = model.loss(objective, "digits", &batch).unwrap();
+        let mut bags = batch(8, 11);
+        // Two captions of four tokens in place of one of eight.
+        bags.text.as_mut().unwrap().n_tokens = 4;
+        let runs = goals().map(|goal| (batch(8, 11), goal)).into_iter().chain([(bags, Goal::nce())]);
+        for (batch, goal) in runs {
+            let whole = model.loss(&goal, &batch).unwrap();
             for most in [1, 4, 10] {
-                let parts = model.loss_in_parts(objective, "digits", &batch, most).unwrap();
-                assert!(
-                    (whole.value - parts.value).abs() < 1e-5,
-                    "{objective:?}, {most}: {} {}",
-                    whole.value,
-                    parts.value
-                );
+                let parts = model.loss_in_parts(&goal, &batch, most).unwrap();
+                assert!((whole.value - parts.value).abs() < 1e-5, "{goal:?}, {most}: {} {}", whole.value, parts.value);
                 let (mut want, mut got) = (whole.grads.0.clone(), parts.grads.0);
                 for p in &model.parameters {
                     let want = want.get_or_alloc_mut(&p.tensor).unwrap().to_vec();
                     let most = want.iter().fold(1e-4f32, |most, g| most.max(g.abs()));
                     let got = got.get_or_alloc_mut(&p.tensor).unwrap();
                     let close = |(g, w): (&f32, &f32)| (g - w).abs() <= 2e-4 * most;
-                    assert!(got.len() == want.len() && got.iter().zip(&want).all(close), "{objective:?}: {}", p.name);
+                    assert!(got.len() == want.len() && got.iter().zip(&want).all(close), "{goal:?}: {}", p.name);
                 }
                 let z = |loss: &Loss<Cpu>| loss.routing.map(|r| r.z_loss);
                 assert_eq!(z(&whole).is_some(), model.config.experts.is_some());
@@ -156,7 +191,7 @@ fn the_mean_of_the_parameters_follows_them_at_its_decay() {
     let name = "text/pre/kernel";
     let mut want = model.tensor(name).unwrap().1;
     for step in 0..6 {
-        let loss = model.loss(Objective::Nce, "digits", &batch(step, 6)).unwrap();
+        let loss = model.loss(&Goal::nce(), &batch(step, 6)).unwrap();
         optimizer.step(&mut model, loss.grads, 1e-2).unwrap();
         let decay = 0.5f32.min((2.0 + step as f32) / (11.0 + step as f32));
         let now = model.tensor(name).unwrap().1;

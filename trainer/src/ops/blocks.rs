@@ -253,11 +253,7 @@ fn add_kernel_grads(
 }
 
 /// Adds the gradients of the LayerNorms' scales of `block`, chunk by chunk.
-fn add_norm_grads(
-    block: &Block<Cpu>,
-    through: &[Through],
-    grads: &mut Gradients<f32, Cpu>,
-) -> Result<(), CpuError> {
+fn add_norm_grads(block: &Block<Cpu>, through: &[Through], grads: &mut Gradients<f32, Cpu>) -> Result<(), CpuError> {
     for t in through {
         simd::add(grads.get_or_alloc_mut(&block.norm_sa)?, &t.norm_sa);
         if let Some((q, k)) = &block.qk_norm {

@@ -81,8 +81,11 @@ pub(super) fn fused<T: Tape<f32, Cpu>>(x: Rows<Cpu, T>, layer: &Linear<Cpu>) -> 
         let dy = std::mem::replace(grads.get_or_alloc_mut(&y_ghost)?, dev.try_alloc_len(0)?);
         let want_dx = layer.input_grad == InputGrad::Wanted;
         let mut dx = if want_dx { vec![0.0; n * n_in] } else { Vec::new() };
-        let dx_chunks =
-            if want_dx { host::split_mut(&mut dx, &chunks, n_in) } else { chunks.iter().map(|_| &mut [][..]).collect() };
+        let dx_chunks = if want_dx {
+            host::split_mut(&mut dx, &chunks, n_in)
+        } else {
+            chunks.iter().map(|_| &mut [][..]).collect()
+        };
         let before_chunks =
             if gelu { host::split(&before, &chunks, n_out) } else { chunks.iter().map(|_| &[][..]).collect() };
         let jobs: Vec<_> = chunks

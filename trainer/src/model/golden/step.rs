@@ -168,8 +168,8 @@ fn a_whole_step_is_the_references() {
 
         let [u, v] = <[_; 2]>::try_from(common).ok().unwrap();
         let temperature = model.flat("temperature/text_vision").unwrap().clone();
-        let mut loss =
-            mean_over_pairs(vec![Pair { u, v, temperature, form: TemperatureForm::Relu }], Tape::default()).unwrap();
+        let pair = Pair { u, v, temperature, form: TemperatureForm::Relu };
+        let mut loss = mean_over_pairs(vec![pair], n, Tape::default()).unwrap();
         check(&golden, "loss_nce", &loss.as_vec());
         for router_loss in router_losses {
             loss = loss + router_loss;
