@@ -54,7 +54,7 @@ pub struct ExplainedExample {
     pub key: String,
     /// How often the task had gone through its rows before.
     pub epoch: u64,
-    /// Index among the record's captions.
+    /// Index among the record's captions; where a view shows several, of the first.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub caption: Option<u64>,
     /// Of the picture, or of each frame, after it was reduced to the working side.

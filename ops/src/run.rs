@@ -140,7 +140,7 @@ pub fn summarise(outcome: &Outcome) {
     }
 }
 
-/// Writes `{"seconds": …, "zero_shot": […], "retrieval": […]}`.
+/// Writes `{"seconds": …, "zero_shot": […], "linear_probe": […], "retrieval": […]}`.
 ///
 /// # Errors
 /// The file cannot be written.
@@ -150,6 +150,7 @@ pub fn write_json(outcome: &Outcome, path: &Path) -> Result<(), OpsError> {
     let json = serde_json::json!({
         "seconds": (outcome.seconds * 10.0).round() / 10.0,
         "zero_shot": all().filter_map(|score| score.zero_shot_json()).collect::<Vec<_>>(),
+        "linear_probe": all().filter_map(|score| score.linear_probe_json()).collect::<Vec<_>>(),
         "retrieval": all().filter_map(|score| score.retrieval_json()).collect::<Vec<_>>(),
     });
     let failed = |source| OpsError::File { what: "write", path: path.to_owned(), source };

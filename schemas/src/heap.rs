@@ -1,4 +1,5 @@
-//! How this system's allocator is told to give memory back: peaks are then what is held, not what was held before.
+//! How this system's allocator is told to give memory back, so that peaks are what is held, not what was held before; or to keep it, for a
+//! program that makes the same blocks in every step.
 //!
 //! In: nothing. Out: a setting of glibc; nothing on systems with another allocator. Never: after the first thread, in the
 //! library: an allocator belongs to a program.
@@ -21,12 +22,16 @@ pub fn settle() {
     }
 }
 
+/// To be called first in `main`.
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+pub fn settle() {}
+
 /// Blocks up to this size come from the heap, larger ones are mapped one by one; glibc's greatest value.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 const MAPPED_FROM: std::ffi::c_int = 32 << 20;
 
-/// For a program that makes the same large blocks in every step, after [`settle`]: what is given back stays for the next step.
-/// glibc would unmap it, each page would be cleared anew, and every unmapping stops all threads: a third of a training step.
+/// For a program that makes the same large blocks in every step, after [`settle`]: what is given back stays for the next step, blocks above
+/// [`MAPPED_FROM`] excepted. glibc would unmap it, each page would be cleared anew, and every unmapping stops all threads: a third of a training step.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 pub fn keep() {
     // SAFETY: as above.
@@ -39,7 +44,3 @@ pub fn keep() {
 /// See above.
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
 pub fn keep() {}
-
-/// To be called first in `main`.
-#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
-pub fn settle() {}

@@ -19,7 +19,7 @@ use crate::schedule::{RawSchedule, Schedule, ScheduleError};
 pub struct RawTrain {
     /// Updates of the whole run.
     pub steps: u64,
-    /// Threads of the matrix products and fused ops. Fixed for a run: with it, losses repeat to the last bit.
+    /// Threads of the matrix products and fused ops. Losses do not depend on it.
     #[serde(default = "two")]
     pub threads: usize,
     /// `cpu` or `cuda:N`.
@@ -31,6 +31,10 @@ pub struct RawTrain {
     /// Most examples in the encoder at a time; absent: the whole batch. Contrastive losses still see every vector of the batch: it is
     /// embedded once without gradients, and once more, part by part, with them. Experts choose among the tokens of a part.
     pub micro_batch: Option<usize>,
+    /// Keep the input of each block alone and make the rest again on the way back (activation checkpointing): a third of what the encoder of S keeps, for
+    /// one more way forward. On the CPU only; experts keep what they keep.
+    #[serde(default)]
+    pub recompute: bool,
     /// Consecutive steps whose gradients one update takes the mean of: 1 is AGD; of as many as there are tasks each has, on average, its
     /// share.
     #[serde(default = "one")]
@@ -167,6 +171,8 @@ pub struct TrainConfig {
     pub precision: Precision,
     /// At least 1.
     pub micro_batch: Option<usize>,
+    /// On the CPU only.
+    pub recompute: bool,
     /// At least 1; divides `steps` and `checkpoint_every`.
     pub accumulate: u64,
     pub checkpoint_every: u64,
@@ -225,6 +231,10 @@ impl TryFrom<RawTrain> for TrainConfig {
             let rule = "f32 where `train.device` is `cpu`; bf16 products need tensor cores";
             return Err(ConfigError::Value { key: "precision".to_owned(), found: "bf16".to_owned(), rule });
         }
+        if raw.recompute && raw.device != "cpu" {
+            let rule = "false where `train.device` is not `cpu`: on CUDA everything is kept; a smaller `micro_batch` saves memory there";
+            return Err(ConfigError::Value { key: "recompute".to_owned(), found: "true".to_owned(), rule });
+        }
         let saved = serde_json::to_value(&raw).unwrap_or_default();
         let evals = raw.eval.iter().map(|eval| check_eval(eval, &raw.mixture)).collect::<Result<_, _>>()?;
         Ok(Self {
@@ -233,6 +243,7 @@ impl TryFrom<RawTrain> for TrainConfig {
             device: raw.device,
             precision: raw.precision,
             micro_batch: raw.micro_batch,
+            recompute: raw.recompute,
             accumulate: raw.accumulate,
             checkpoint_every: raw.checkpoint_every,
             keep_checkpoints: raw.keep_checkpoints,
@@ -346,6 +357,8 @@ mod tests {
     fn bf16_is_for_devices_with_tensor_cores() {
         let message = with("precision = \"bf16\"").unwrap_err().to_string();
         assert!(message.contains("`train.precision` is bf16, must be f32"), "{message}");
+        let message = with("recompute = true\ndevice = \"cuda:0\"").unwrap_err().to_string();
+        assert!(message.contains("`train.recompute` is true, must be false where"), "{message}");
         let on_cuda = with("precision = \"bf16\"\ndevice = \"cuda:0\"").unwrap();
         assert_eq!(on_cuda.precision, Precision::Bf16);
     }

@@ -11,6 +11,7 @@ use crate::config::TrainConfig;
 use crate::eval::{self, EvalError, Score, Scores};
 use crate::model::ModelError;
 use crate::ops::{self, Precision};
+use crate::plan::Ceiling;
 use crate::search::{self, Embeddings, Found, Query, SearchError};
 use crate::selftest::{self, Check};
 use crate::train::{self, Fitted, TrainError};
@@ -119,17 +120,21 @@ impl Probe for Cuda {
     }
 }
 
-/// GFLOP/s of one large product on the device of that name: the ceiling of a step. `None` on the CPU.
+/// What the device of that name does at most: the ceiling of a step. Takes about a second.
 ///
 /// # Errors
 /// The device cannot be had, or failed.
-pub fn ceiling(name: &str, threads: usize) -> Result<Option<f64>, DeviceError> {
+pub fn ceiling(name: &str, threads: usize) -> Result<Ceiling, DeviceError> {
     match open_as(name, Precision::F32, threads, 0)? {
-        Device::Cpu(_) => Ok(None),
+        Device::Cpu(_) => {
+            let (gflops, gb_per_s) = (ops::ceiling::gflops(threads), ops::ceiling::gb_per_s(threads));
+            Ok(Ceiling { gflops, gb_per_s: Some(gb_per_s) })
+        }
         #[cfg(feature = "cuda")]
         Device::Cuda(dev) => {
             let found = ops::cuda::ceiling(&dev);
-            Ok(Some(found.map_err(|e| DeviceError::Open { device: name.to_owned(), detail: format!("{e:?}") })?))
+            let gflops = found.map_err(|e| DeviceError::Open { device: name.to_owned(), detail: format!("{e:?}") })?;
+            Ok(Ceiling { gflops, gb_per_s: None })
         }
     }
 }

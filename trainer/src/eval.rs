@@ -147,7 +147,7 @@ pub enum EvalError {
     #[error("evaluation `{name}`: {found}, wanted {wanted}")]
     Corpus { name: String, found: String, wanted: &'static str },
     #[error(
-        "evaluation `{name}` needs heads between {medium} and text, but no task with `objective = \"nce\"` trains that pair"
+        "evaluation `{name}` needs heads between {medium} and text, but no task with `nce` among its objectives trains that pair"
     )]
     Untrained { name: String, medium: &'static str },
     #[error("cannot write scores")]
@@ -172,8 +172,9 @@ pub fn run<D: Backend>(
     let embedder = Embedder::new(store, &model, &meta.tokenizer_digest)?;
     let mut scores = Scores { step: meta.step, scores: Vec::new(), examples: Vec::new() };
     for eval in &config.evals {
-        if eval.kind != EvalKind::LinearProbe {
-            check_trained(&model, eval)?;
+        match eval.kind {
+            EvalKind::LinearProbe => check_stream(&model, eval)?,
+            EvalKind::ZeroShot | EvalKind::Retrieval => check_trained(&model, eval)?,
         }
         let (score, examples) = measure(&embedder, eval, config)?;
         say(&score);
@@ -207,6 +208,18 @@ pub(crate) fn newest<D: Backend>(
     Ok((model, meta))
 }
 
+/// The stream that a linear probe reads must have been trained.
+fn check_stream<D: Backend>(model: &Imp<D>, eval: &Eval) -> Result<(), EvalError> {
+    match train::media_streams(&eval.media).into_iter().find(|stream| !model.config().streams().contains(stream)) {
+        Some(stream) => Err(EvalError::Corpus {
+            name: eval.name.clone(),
+            found: format!("a probe of {stream}, which no task trains"),
+            wanted: "a medium of one of the tasks",
+        }),
+        None => Ok(()),
+    }
+}
+
 /// The heads that the evaluation needs must have been trained.
 pub(crate) fn check_trained<D: Backend>(model: &Imp<D>, eval: &Eval) -> Result<(), EvalError> {
     if eval.kind == EvalKind::LinearProbe {
@@ -229,19 +242,27 @@ fn measure<D: Backend>(
 ) -> Result<(Score, Vec<Example>), EvalError> {
     let (corpus, split) = (eval.task().corpora()[0].clone(), eval.task().split().to_owned());
     let modality = eval.media.iter().map(|m| m.name()).collect::<Vec<_>>().join("+");
-    if eval.kind == EvalKind::LinearProbe {
-        let (measure, n) = probe::measure(embedder, eval, &config.loader)?;
-        return Ok((Score { name: eval.name.clone(), corpus, split, modality, n, measure }, Vec::new()));
-    }
-    let items = embedder.items(eval, &config.loader)?;
-    let (measure, mut examples) = match eval.kind {
-        EvalKind::Retrieval => retrieval::measure(embedder, eval, &items)?,
-        EvalKind::ZeroShot | EvalKind::LinearProbe => zero_shot::measure(embedder, eval, &items)?,
+    let items = || embedder.items(eval, &config.loader);
+    let (n, measure, mut examples) = match eval.kind {
+        EvalKind::LinearProbe => {
+            let (measure, n) = probe::measure(embedder, eval, &config.loader)?;
+            (n, measure, Vec::new())
+        }
+        EvalKind::Retrieval => {
+            let items = items()?;
+            let (measure, examples) = retrieval::measure(embedder, eval, &items)?;
+            (items.n(), measure, examples)
+        }
+        EvalKind::ZeroShot => {
+            let items = items()?;
+            let (measure, examples) = zero_shot::measure(embedder, eval, &items)?;
+            (items.n(), measure, examples)
+        }
     };
     for example in &mut examples {
         (example.corpus, example.split) = (corpus.clone(), split.clone());
     }
-    Ok((Score { name: eval.name.clone(), corpus, split, modality, n: items.n(), measure }, examples))
+    Ok((Score { name: eval.name.clone(), corpus, split, modality, n, measure }, examples))
 }
 
 /// The indices of the `k` greatest values, greatest first; equal values in index order.
@@ -269,18 +290,14 @@ fn confusions(labels: &[usize], said: &[usize], names: &[String]) -> Vec<Confusi
         *pairs.entry((label, said)).or_default() += 1;
     }
     let name = |class: usize| names.get(class).cloned().unwrap_or_default();
-    let mut confusions: Vec<Confusion> = pairs
-        .into_iter()
-        .map(|((class, said), n)| Confusion {
-            class: name(class),
-            taken_for: name(said),
-            n,
-            of: labels.iter().filter(|&&label| label == class).count(),
-        })
-        .collect();
-    confusions.sort_by_key(|confusion| std::cmp::Reverse(confusion.n));
-    confusions.truncate(N_CONFUSIONS);
-    confusions
+    let mut pairs: Vec<_> = pairs.into_iter().collect();
+    pairs.sort_by_key(|&(_, n)| std::cmp::Reverse(n));
+    pairs.truncate(N_CONFUSIONS);
+    let confusion = |((class, said), n)| {
+        let of = labels.iter().filter(|&&label| label == class).count();
+        Confusion { class: name(class), taken_for: name(said), n, of }
+    };
+    pairs.into_iter().map(confusion).collect()
 }
 
 #[cfg(test)]

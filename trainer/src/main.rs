@@ -24,6 +24,7 @@ use imp_trainer::search::{self, Query};
 use imp_trainer::train::newest_checkpoint;
 use imp_trainer::{device, eval, plan, shares};
 use miette::{IntoDiagnostic, Result, WrapErr, miette};
+use serde_json::json;
 
 use crate::live::Live;
 use crate::prometheus::Endpoint;
@@ -301,6 +302,13 @@ fn command(command: Command) -> Result<()> {
                 100.0 * fitted.wait_seconds / fitted.seconds.max(1e-9),
                 run.url(),
             );
+            // Not on CUDA: other programs may be waiting for the device.
+            if config.device == "cpu"
+                && let (Ok(plan), Ok(ceiling)) = (plan::of(&config, &store), device::ceiling("cpu", config.threads))
+            {
+                let seconds = (fitted.seconds - fitted.wait_seconds) / (fitted.steps - fitted.first_step).max(1) as f64;
+                println!("a step took {:.1} ms; {}", 1e3 * seconds, tables::of_floor(&plan, &ceiling));
+            }
             // The run is whole, whatever can be told of it.
             match shares::of(&run) {
                 Ok(shares) => println!("{}", tables::of_shares(&shares)),
@@ -355,10 +363,20 @@ fn command(command: Command) -> Result<()> {
         Command::Plan { place, json } => {
             let (config, store) = open_data(&place)?;
             let plan = plan::of(&config, &store).into_diagnostic()?;
+            // A run may be planned on a machine without its device.
+            let ceiling = device::ceiling(&config.device, config.threads);
             if json {
-                println!("{}", serde_json::to_string(&plan).into_diagnostic()?);
-            } else {
-                print!("{}", tables::of_plan(&plan));
+                let ceiling = ceiling.ok();
+                let mut all = json!(plan);
+                all["floor_seconds"] = json!(ceiling.map(|ceiling| plan.floor_seconds(&ceiling)));
+                all["ceiling"] = json!(ceiling);
+                println!("{all}");
+                return Ok(());
+            }
+            print!("{}", tables::of_plan(&plan));
+            match ceiling {
+                Ok(ceiling) => println!("{}", tables::of_floor(&plan, &ceiling)),
+                Err(error) => println!("how long a step takes at least is not known: {error}"),
             }
             Ok(())
         }
@@ -404,13 +422,10 @@ fn command(command: Command) -> Result<()> {
             let ceiling = device::ceiling(&device, options.threads).into_diagnostic()?;
             if json {
                 println!("{}", serde_json::to_string(&line).into_diagnostic()?);
-                if let Some(value) = ceiling {
-                    let gemm =
-                        serde_json::json!({ "bench": "gemm", "peer": line.peer, "unit": "GFLOP/s", "value": value });
-                    println!("{gemm}");
-                }
+                let value = ceiling.gflops;
+                println!("{}", json!({ "bench": "gemm", "peer": line.peer, "unit": "GFLOP/s", "value": value }));
             } else {
-                print!("{}", tables::of_bench(&line, ceiling));
+                print!("{}", tables::of_bench(&line, ceiling.gflops));
             }
             Ok(())
         }

@@ -27,7 +27,7 @@ use dfdx::prelude::{Gradients, NoneTape, OwnedTape};
 use imp_schemas::batch::{AudioBatch, Batch, TextBatch, VisionBatch};
 
 use crate::objective::Goal;
-use crate::ops::Backend;
+use crate::ops::{Backend, Keep};
 use encoder::Call;
 pub(crate) use experts::Purpose;
 
@@ -55,6 +55,7 @@ pub struct Imp<D: Backend> {
     dev: D,
     parameters: Vec<Parameter<D>>,
     index: BTreeMap<String, usize>,
+    keep: Keep,
 }
 
 impl<D: Backend> Imp<D> {
@@ -65,7 +66,12 @@ impl<D: Backend> Imp<D> {
     pub fn new(config: &ModelConfig, seed: u64, dev: &D) -> Result<Self, ModelError> {
         let parameters = parameters::draw(config, seed, dev)?;
         let index = parameters.iter().enumerate().map(|(i, p)| (p.name.clone(), i)).collect();
-        Ok(Self { config: config.clone(), dev: dev.clone(), parameters, index })
+        Ok(Self { config: config.clone(), dev: dev.clone(), parameters, index, keep: Keep::Everything })
+    }
+
+    /// What blocks keep for the way back, from the next loss on. Losses and gradients are the same to the last bit.
+    pub fn keep(&mut self, keep: Keep) {
+        self.keep = keep;
     }
 
     pub fn config(&self) -> &ModelConfig {

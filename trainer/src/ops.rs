@@ -9,6 +9,7 @@
 
 mod adamw;
 pub mod blocks;
+pub mod ceiling;
 mod cpu;
 pub mod cross_entropy;
 #[cfg(feature = "cuda")]
@@ -31,7 +32,7 @@ mod tests;
 use dfdx::prelude::{Device, Gradients, NoneTape, Synchronize, Tape, Tensor};
 use serde::{Deserialize, Serialize};
 
-pub use blocks::{Block, FeedForward, Mask};
+pub use blocks::{Block, FeedForward, Keep, Mask};
 pub use encoder::{Encoded, Encoder, Layer};
 pub use experts::{Experts, Routed, Routing, RoutingStats};
 pub use host::{ThreadsError, set_threads};
@@ -131,12 +132,13 @@ pub trait Backend: Device<f32> + Synchronize {
     /// See [`layer_norm::stock`].
     fn layer_norm<T: Tape<f32, Self>>(x: Rows<Self, T>, norm: &Norm<Self>) -> Result<Rows<Self, T>, Self::Err>;
 
-    /// Pre-LN blocks one after the other; see [`blocks::stock`].
+    /// Pre-LN blocks one after the other; see [`blocks::stock`]. What is kept for the way back changes no bit.
     fn blocks<T: Tape<f32, Self>>(
         x: Tokens<Self, T>,
         mask: Option<&Mask>,
         layers: &[Block<Self>],
         n_heads: usize,
+        keep: Keep,
     ) -> Result<Tokens<Self, T>, Self::Err>;
 
     /// A block's mixture of experts; see [`experts::stock`].

@@ -27,7 +27,26 @@ pub struct Plan {
     pub flops: f64,
     /// Parameters, gradients, moments, the mean if there is one, and on CUDA the mirrors.
     pub state_mib: f64,
+    /// What a step's share of an update reads and writes.
+    pub update_bytes: f64,
     pub tasks: Vec<TaskPlan>,
+}
+
+/// What a device does at most, measured.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Ceiling {
+    /// Of large products, in the precision that they are fastest in.
+    pub gflops: f64,
+    /// To and from memory; `None` on CUDA, where it is not measured.
+    pub gb_per_s: Option<f64>,
+}
+
+impl Plan {
+    /// Seconds below which no mean step can be: its products, and the update's way through memory.
+    pub fn floor_seconds(&self, ceiling: &Ceiling) -> f64 {
+        let update = ceiling.gb_per_s.map_or(0.0, |rate| self.update_bytes / rate / 1e9);
+        self.flops_per_step / ceiling.gflops / 1e9 + update
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -84,6 +103,8 @@ pub fn of(config: &TrainConfig, store: &Store) -> Result<Plan, TrainError> {
         tokens_per_step,
         flops: flops_per_step * config.steps as f64,
         state_mib: n as f64 * 4.0 * (copies + mirrors) / MIB,
+        // The gradient is read; the parameter, its moments, and the mean if there is one, are read and written.
+        update_bytes: n as f64 * 4.0 * (2.0 * copies - 1.0) / config.accumulate as f64,
         tasks,
     })
 }
@@ -94,9 +115,14 @@ fn of_task(config: &TrainConfig, model: &ModelConfig, task: &Task, share: f64) -
         let sequences = sequences_by_stream(view, config.mixture.patching());
         // A part of the batch is in the encoder at a time.
         let at_once = config.micro_batch.map_or(view.n(), |most| most.min(view.n()));
-        let kept =
-            |&(_, n, n_tokens): &(_, usize, usize)| (at_once * n) as f64 * model.kept_bytes(n_tokens, config.precision);
-        let kept = sequences.iter().map(kept).sum::<f64>();
+        let bytes = |n_tokens: usize| match config.recompute {
+            true => model.kept_inputs_bytes(n_tokens),
+            false => model.kept_bytes(n_tokens, config.precision),
+        };
+        let kept = |&(_, n, n_tokens): &(_, usize, usize)| (at_once * n) as f64 * bytes(n_tokens);
+        // On the CPU each call has the blocks' weights beside it until its way back. What stock ops keep on CUDA in f32 is not told.
+        let weights = if config.device == "cpu" { model.block_bytes() } else { 0.0 };
+        let kept = sequences.iter().map(|call| kept(call) + weights).sum::<f64>();
         let flops = step_flops(model, task.objectives().has_nce(), view.n(), &sequences);
         let tokens = sequences.into_iter().map(|(stream, n, n_tokens)| (stream, n * n_tokens)).collect();
         ViewPlan { share: view.weight() / all, n: view.n(), tokens, flops, kept_mib: kept / MIB }
@@ -130,16 +156,32 @@ fn step_flops(model: &ModelConfig, nce: bool, n: usize, sequences: &[(Stream, us
 }
 
 impl ModelConfig {
+    /// Bytes of the blocks' kernels, without experts, in f32.
+    fn block_bytes(&self) -> f64 {
+        let (d, f, depth) = (self.width() as f64, self.ffn_width() as f64, self.depth() as f64);
+        let sparse = self.experts().map_or(0.0, |e| e.n_blocks() as f64);
+        4.0 * (depth * 4.0 * d * d + (depth - sparse) * 2.0 * d * f)
+    }
+
+    /// As [`Self::kept_bytes`], where only inputs are kept: those of all blocks, all of one block, made again, what its kernels' gradients
+    /// are made of, and what experts keep.
+    fn kept_inputs_bytes(&self, n_tokens: usize) -> f64 {
+        let (d, f, n, depth) = (self.width() as f64, self.ffn_width() as f64, n_tokens as f64, self.depth() as f64);
+        let sparse = self.experts().map_or(0.0, |e| e.n_blocks() as f64);
+        let one = self.kept_bytes(n_tokens, Precision::F32) / depth;
+        4.0 * n * d * depth + one + 4.0 * n * (7.0 * d + 2.0 * f) + sparse * 4.0 * n * (d + f)
+    }
+
     /// Bytes that the encoder keeps of one example of `n_tokens` until its way back.
     fn kept_bytes(&self, n_tokens: usize, precision: Precision) -> f64 {
         let (d, f, n, h) = (self.width() as f64, self.ffn_width() as f64, n_tokens as f64, self.heads() as f64);
         let (depth, sparse) = (self.depth() as f64, self.experts().map_or(0.0, |e| e.n_blocks() as f64));
         let experts = self.experts().map_or(0.0, |e| e.n() as f64);
         match precision {
-            // Input, middle, q, k and v, the joined heads, before GELU; weights of all pairs; what the LayerNorms need.
+            // Input, middle, q, k and v, the joined heads, before GELU; two numbers of each softmax and LayerNorm.
             Precision::F32 => {
-                let normed = if self.qk_norm() { 2.0 * d + 4.0 * h } else { 0.0 };
-                let dense = 4.0 * n * (6.0 * d + f + n * h + 4.0 + normed);
+                let normed = if self.qk_norm() { 3.0 * d + 4.0 * h } else { 0.0 };
+                let dense = 4.0 * n * (6.0 * d + f + 2.0 * h + 4.0 + normed);
                 depth * dense + sparse * 4.0 * n * (d + experts)
             }
             // The stream twice in f32; normed twice, q, k, v, the joined heads, before and after GELU in bf16; logarithms of sums.

@@ -7,7 +7,7 @@ use imp_loader::{ExplainedStep, Simulated, StageSeconds};
 use imp_trainer::bench::BenchLine;
 use imp_trainer::data::DataReport;
 use imp_trainer::eval::{Measure, Score};
-use imp_trainer::plan::Plan;
+use imp_trainer::plan::{Ceiling, Plan};
 use imp_trainer::search::{Found, Hit};
 use imp_trainer::selftest::Check;
 use imp_trainer::shares::TaskShare;
@@ -336,11 +336,17 @@ pub fn of_check(check: &Check) -> String {
     format!("{mark} {:<46} {:<52} {:.1e} of {:.0e}", check.case, check.what, check.error, check.limit)
 }
 
+/// How long a mean step takes at least.
+pub fn of_floor(plan: &Plan, ceiling: &Ceiling) -> String {
+    let memory = ceiling.gb_per_s.map_or_else(String::new, |rate| format!(", memory at {rate:.0} GB/s"));
+    let floor = 1e3 * plan.floor_seconds(ceiling);
+    format!("a mean step takes {floor:.1} ms at least: products at {:.0} GFLOP/s{memory}", ceiling.gflops)
+}
+
 /// What a benchmark measured, and the ceiling it stands under.
-pub fn of_bench(line: &BenchLine, ceiling: Option<f64>) -> String {
-    let of_ceiling = ceiling.map_or_else(String::new, |c| {
-        format!(", {:.0} % of the {:.0} TFLOP/s that one large product reaches", 100.0 * line.gflops / c, c / 1e3)
-    });
+pub fn of_bench(line: &BenchLine, ceiling: f64) -> String {
+    let share = 100.0 * line.gflops / ceiling;
+    let of_ceiling = format!(", {share:.0} % of the {ceiling:.0} that large products reach");
     let kernels = line.kernels.iter().map(|(name, n, s)| format!("{:>9.2} ms {n:>5} {name}\n", s * 1e3));
     let kernels: String = kernels.collect();
     format!(

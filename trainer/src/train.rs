@@ -21,7 +21,7 @@ use crate::ledger::{Ledger, LedgerError};
 use crate::metrics::{Metrics, StepMetrics};
 use crate::model::{Classifier, Imp, Loss, ModelConfig, ModelError, Purpose, RawModel, Stream};
 use crate::objective::Goal;
-use crate::ops::Backend;
+use crate::ops::{Backend, Keep};
 use crate::optim::AdamW;
 
 /// What a call of [`fit`] did.
@@ -88,6 +88,7 @@ pub fn fit<D: Backend>(
     let model_config = model_config(config, loader.manifests())?;
     let tokenizer = tokenizer_digest(loader.manifests());
     let mut model = Imp::new(&model_config, config.mixture.seed(), dev)?;
+    model.keep(if config.recompute { Keep::Inputs } else { Keep::Everything });
     if let Some(meta) = &start {
         check_same_model(meta, config)?;
         checkpoint::load_model(run, meta, &mut model)?;

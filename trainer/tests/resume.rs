@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -59,16 +59,28 @@ fn so_does_a_sparse_run_that_accumulates_gradients() {
     });
 }
 
+/// How work is cut depends on its sizes alone.
+#[test]
+fn another_number_of_threads_does_the_same_steps_to_the_last_bit() {
+    let dir = tempfile::tempdir().unwrap();
+    let run_file = prepared(dir.path(), &|text| text);
+    let run = |threads: usize| {
+        let text = std::fs::read_to_string(&run_file).unwrap();
+        let file = dir.path().join(format!("{threads}.toml"));
+        std::fs::write(&file, text.replace("keep_checkpoints", &format!("threads = {threads}\nkeep_checkpoints")))
+            .unwrap();
+        let run = dir.path().join(format!("run-{threads}"));
+        finish(fit(&file, &run));
+        steps_of(&run)
+    };
+    let one = run(1);
+    assert_eq!(one.len() as u64, STEPS);
+    assert_eq!(run(3), one);
+}
+
 fn check(more: &dyn Fn(String) -> String) {
     let dir = tempfile::tempdir().unwrap();
-    world::write(&dir.path().join("corpora"), &Scale::tiny(), 5).unwrap();
-    let store = dir.path().join("store");
-    let text = testkit::tiny::run_file(&dir.path().join("corpora"), store.to_str().unwrap(), "unused", STEPS, 2);
-    let run_file = dir.path().join("run.toml");
-    std::fs::write(&run_file, more(text)).unwrap();
-    let config = IngestConfig::read(&run_file).unwrap();
-    imp_ingest::run(&config, &Store::open(store.to_str().unwrap()).unwrap(), &mut imp_ingest::Progress::silent())
-        .unwrap();
+    let run_file = prepared(dir.path(), more);
 
     let alone = dir.path().join("alone");
     let begin = Instant::now();
@@ -103,4 +115,17 @@ fn check(more: &dyn Fn(String) -> String) {
         assert_eq!((share.n_steps, share.n_examples), share.planned, "{}", share.name);
         assert!(share.n_steps > 0 && share.n_tokens > share.n_examples && share.loss.is_finite(), "{share:?}");
     }
+}
+
+/// A run file below `dir`, and the shards that it reads.
+fn prepared(dir: &Path, more: &dyn Fn(String) -> String) -> PathBuf {
+    world::write(&dir.join("corpora"), &Scale::tiny(), 5).unwrap();
+    let store = dir.join("store");
+    let text = testkit::tiny::run_file(&dir.join("corpora"), store.to_str().unwrap(), "unused", STEPS, 2);
+    let run_file = dir.join("run.toml");
+    std::fs::write(&run_file, more(text)).unwrap();
+    let config = IngestConfig::read(&run_file).unwrap();
+    let store = Store::open(store.to_str().unwrap()).unwrap();
+    imp_ingest::run(&config, &store, &mut imp_ingest::Progress::silent()).unwrap();
+    run_file
 }

@@ -60,7 +60,7 @@ class Batch:
         """As `vision_kept`, positions of spectrogram tokens in raster order (time, frequency)."""
     @property
     def text(self) -> NDArray[np.int32] | None:
-        """`[n, n_tokens]`; 0 is padding."""
+        """`[n, n_tokens]`, or `[n, captions, n_tokens]` at a view with several; 0 is padding."""
     @property
     def labels(self) -> NDArray[np.uint32] | None:
         """`[n]`, index into the corpus's classes; None unless every example has one."""

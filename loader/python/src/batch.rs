@@ -36,7 +36,7 @@ pub struct PyBatch {
     log_mel: Option<Py<PyArrayDyn<f32>>>,
     /// As `vision_kept`, positions of spectrogram tokens in raster order (time, frequency).
     audio_kept: Option<Py<PyArrayDyn<u32>>>,
-    /// `[n, n_tokens]`, int32; 0 is padding.
+    /// `[n, n_tokens]`, or `[n, captions, n_tokens]` at a view with several, int32; 0 is padding.
     text: Option<Py<PyArrayDyn<i32>>>,
     /// `[n]`, uint32, index into the corpus's classes; None unless every example has one.
     labels: Option<Py<PyArrayDyn<u32>>>,

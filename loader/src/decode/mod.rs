@@ -420,8 +420,8 @@ fn recolour(recipe: &Recipe, draws: &Draws, rgb: &mut [u8], width: usize) {
     }
 }
 
-/// Ids of `n_captions` captions, each cropped or padded with 0 to `n_tokens`: a random one in training, the first in evaluation, and those
-/// after it, around the end.
+/// Ids of captions, each cropped or padded with 0 to `n_tokens`: in training `n_captions`, a random one and those after it that are not empty, around
+/// the end; in evaluation the first.
 fn captions(
     recipe: &Recipe,
     draws: &Draws,
@@ -430,11 +430,18 @@ fn captions(
     n_captions: usize,
 ) -> Result<Vec<i32>, ContentFault> {
     let n = meta.tokens.len();
-    let first = if recipe.evaluates() { 0 } else { draws.rng(Draw::Caption).below(n as u64) as usize };
+    let (first, n_captions) = match recipe.evaluates() {
+        true => (0, 1),
+        false => (draws.rng(Draw::Caption).below(n as u64) as usize, n_captions),
+    };
+    if meta.tokens.get(first).is_none_or(Vec::is_empty) {
+        return Err(ContentFault::NoCaption);
+    }
+    let (before, from) = meta.tokens.split_at(first);
+    let bag = from.iter().chain(before).filter(|ids| !ids.is_empty()).cycle().take(n_captions);
     let mut rows = Vec::with_capacity(n_captions * n_tokens);
-    for nth in 0..n_captions {
-        let ids = meta.tokens.get((first + nth) % n.max(1)).filter(|ids| !ids.is_empty());
-        rows.extend(ids.ok_or(ContentFault::NoCaption)?.iter().take(n_tokens));
+    for (nth, ids) in bag.enumerate() {
+        rows.extend(ids.iter().take(n_tokens));
         rows.resize((nth + 1) * n_tokens, 0);
     }
     Ok(rows)

@@ -159,11 +159,21 @@ impl Score {
 
     /// An entry of `zero_shot` in the summary's JSON.
     pub fn zero_shot_json(&self) -> Option<serde_json::Value> {
-        let Measure::ZeroShot(Classified { top1, top5, chance, n_classes, .. }) = self.measure else { return None };
-        Some(serde_json::json!({
+        let Measure::ZeroShot(classified) = &self.measure else { return None };
+        Some(self.classified_json(classified))
+    }
+
+    /// An entry of `linear_probe` in the summary's JSON.
+    pub fn linear_probe_json(&self) -> Option<serde_json::Value> {
+        let Measure::LinearProbe(classified) = &self.measure else { return None };
+        Some(self.classified_json(classified))
+    }
+
+    fn classified_json(&self, Classified { top1, top5, chance, n_classes, .. }: &Classified) -> serde_json::Value {
+        serde_json::json!({
             "modality": self.modality, "top1": top1, "chance": chance, "n": self.n,
             "name": self.name, "corpus": self.corpus, "split": self.split, "top5": top5, "n_classes": n_classes,
-        }))
+        })
     }
 
     /// An entry of `retrieval` in the summary's JSON.

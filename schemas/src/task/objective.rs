@@ -1,6 +1,6 @@
 //! What a task minimises: one objective, or the sum of several.
 //!
-//! In: a word of the config, or a list of them. Out: [`Objectives`], spelled the way it was. Never: a loss.
+//! In: a word of the config, or a list of them. Out: [`Objectives`]; one is written as a word, several as a list. Never: a loss.
 
 use serde::de::{Error, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};

@@ -50,8 +50,8 @@ pub struct Features {
     pub classes: Vec<String>,
 }
 
-/// Examples that a linear probe's classifier is trained on at most: those of the first rows.
-const MOST_FEATURES: usize = 50_000;
+/// Examples that a linear probe's classifier is trained on at most.
+pub const MOST_FEATURES: u64 = 50_000;
 
 impl Items {
     /// Examples.
@@ -95,15 +95,22 @@ impl<'a, D: Backend> Embedder<'a, D> {
         self.model.device()
     }
 
-    /// The encoder's features of the first 50,000 examples of a split.
+    /// The encoder's features of a split: of every example, or, where it has more than `most`, of every n-th batch, from all over it.
     ///
     /// # Errors
     /// The split cannot be read or gives nothing, or a record has no label.
-    pub fn features(&self, eval: &Eval, split: &str, settings: &LoaderSettings) -> Result<Features, EvalError> {
+    pub fn features(
+        &self,
+        eval: &Eval,
+        split: &str,
+        most: u64,
+        settings: &LoaderSettings,
+    ) -> Result<Features, EvalError> {
         let loader = EvalLoader::open(self.store, &EvalSpec { split, ..spec_of(eval) }, settings)?;
+        let every = loader.n_rows().div_ceil(most.max(1)).max(1) as usize;
         let classes = loader.snapshot().manifest.classes.clone();
         let (mut values, mut labels, mut keys) = (Vec::new(), Vec::new(), Vec::new());
-        for batch in loader {
+        for batch in loader.step_by(every) {
             let batch = batch?;
             values.extend(self.model.features(&batch.batch)?);
             match batch.batch.labels {
@@ -111,9 +118,6 @@ impl<'a, D: Backend> Embedder<'a, D> {
                 None => labels.extend(batch.keys.iter().map(|_| None)),
             }
             keys.extend(batch.keys);
-            if labels.len() >= MOST_FEATURES {
-                break;
-            }
         }
         let labels = labels_of(eval, &labels, &keys)?;
         if labels.is_empty() {

@@ -81,7 +81,7 @@ impl<D: Backend> Imp<D> {
         let layers = (0..self.config.depth).map(layer).collect::<Result<Vec<_>, ModelError>>()?;
         let final_norm = self.norm("encoder/final_norm", true)?;
         let (n_heads, routing) = (self.config.heads, call.routing.as_ref());
-        let encoder = Encoder { layers: &layers, final_norm: &final_norm, n_heads, mask, routing };
+        let encoder = Encoder { layers: &layers, final_norm: &final_norm, n_heads, mask, keep: self.keep, routing };
         let encoded = D::encode(tokens, &encoder).map_err(device)?;
         call.router_losses.extend(encoded.router_losses);
         call.stats.extend(encoded.stats);

@@ -190,11 +190,11 @@ fn blocks_final_norm_and_pooling_are_the_references() {
         let x = tokens(&golden, &at("x"));
         for i in 1..=n_layers {
             if golden.has(&name("h", i - 1)) {
-                let h = Cpu::blocks(x.clone(), mask.as_ref(), &layers[..i], n_heads).unwrap();
+                let h = Cpu::blocks(x.clone(), mask.as_ref(), &layers[..i], n_heads, ops::Keep::Everything).unwrap();
                 check(&golden, &name("h", i - 1), &h.as_vec());
             }
         }
-        let y = Cpu::blocks(x.retaped::<Tape>(), mask.as_ref(), &layers, n_heads).unwrap();
+        let y = Cpu::blocks(x.retaped::<Tape>(), mask.as_ref(), &layers, n_heads, ops::Keep::Everything).unwrap();
         let grads = if golden.has(&at("dpooled")) {
             let get = |name: &str| flat(&golden, &at(&format!("param/final_norm/{name}")));
             let norm = Norm { scale: get("scale"), bias: Some(get("bias")) };
@@ -470,7 +470,7 @@ fn bare(parameters: Vec<(String, Vec<usize>, Vec<f32>)>) -> Imp<Cpu> {
         })
         .collect();
     let index = parameters.iter().enumerate().map(|(i, p)| (p.name.clone(), i)).collect();
-    Imp { config: tiny(), dev, parameters, index }
+    Imp { config: tiny(), dev, parameters, index, keep: ops::Keep::Everything }
 }
 
 #[test]

@@ -9,7 +9,7 @@ use imp_schemas::batch::Batch;
 use super::encoder::Call;
 use super::parameters::{classifier_name, head_name, temperature_name};
 use super::{Imp, ModelError, Stream, device};
-use crate::objective::{self, Classes, Goal};
+use crate::objective::{self, Classes, Form, Goal};
 use crate::ops::{Backend, InputGrad, Rows, Scalar};
 
 impl<D: Backend> Imp<D> {
@@ -59,7 +59,7 @@ impl<D: Backend> Imp<D> {
         &self,
         batch: &Batch,
         call: &mut Call<D>,
-    ) -> Result<(Vec<(Stream, Rows<D>)>, T), ModelError> {
+    ) -> Result<StreamsOnTape<D, T>, ModelError> {
         let mut tape = T::default();
         // Sentences first: their many small ops are then the last on the way back, where a device has enough to do besides.
         let text = batch.text.as_ref().map(|text| self.pooled_text(text, call).map(|rows| split(rows, &mut tape)));
@@ -111,7 +111,10 @@ impl<D: Backend> Imp<D> {
         };
         let missing = || ModelError::MissingStream {
             stream: classifier.stream.name(),
-            objective: "classes",
+            objective: match classes.form {
+                Form::Softmax => "softmax",
+                Form::Sigmoid => "sigmoid",
+            },
             wanted: "the stream of the corpus's classifier",
         };
         let (_, features) = streams.iter().find(|(stream, _)| *stream == classifier.stream).ok_or_else(missing)?;
@@ -163,6 +166,9 @@ impl<D: Backend> Imp<D> {
         Ok(D::l2_normalise(self.common(pooled, source, target)?).map_err(device)?.as_vec())
     }
 }
+
+/// Feature vectors of each stream, and the tape that led to them.
+type StreamsOnTape<D, T> = (Vec<(Stream, Rows<D>)>, T);
 
 /// Takes what led to `rows` onto `tape`.
 fn split<D: Backend, T: Tape<f32, D>>(rows: Rows<D, T>, tape: &mut T) -> Rows<D> {

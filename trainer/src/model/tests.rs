@@ -70,6 +70,23 @@ fn goals() -> [Goal; 4] {
 }
 
 #[test]
+fn what_is_made_again_on_the_way_back_is_what_was_there_to_the_last_bit() {
+    for config in [tiny(), with_experts(Some(RawExperts::of(3)))] {
+        let mut model = Imp::new(&config, 4, &Cpu::default()).unwrap();
+        let batch = batch(8, 11);
+        let gradients = |model: &Imp<Cpu>| {
+            let mut loss = model.loss(&Goal::nce(), &batch).unwrap();
+            let bits = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect::<Vec<_>>();
+            let grads = model.gradients(&mut loss.grads).unwrap().into_iter().map(|(name, g)| (name, bits(g)));
+            (loss.value.to_bits(), grads.collect::<Vec<_>>())
+        };
+        let kept = gradients(&model);
+        model.keep(ops::Keep::Inputs);
+        assert_eq!(gradients(&model), kept);
+    }
+}
+
+#[test]
 fn a_caption_that_stands_twice_in_its_bag_weighs_as_one() {
     let model = Imp::new(&tiny(), 4, &Cpu::default()).unwrap();
     let one = batch(8, 5);

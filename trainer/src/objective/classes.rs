@@ -30,7 +30,7 @@ impl Classes {
     /// The mean loss of `logits`, `[n, n_classes]`.
     ///
     /// # Errors
-    /// As many labels as rows, each of a class.
+    /// There are not as many labels as rows, or one is outside the classes.
     pub fn loss<D: Backend, T: Tape<f32, D>>(
         &self,
         logits: Rows<D, T>,

@@ -52,6 +52,15 @@ pub struct FeedForward<D: Storage<f32>> {
     pub wo: Flat<D>,
 }
 
+/// What a crossing keeps for the way back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Keep {
+    #[default]
+    Everything,
+    /// The input of each block: the rest is made again, at the price of one more way forward (Chen et al. 2016, arXiv:1604.06174).
+    Inputs,
+}
+
 /// The stock composition.
 pub fn stock<D: Device<f32>, T: Tape<f32, D>>(
     mut x: Tokens<D, T>,
@@ -129,8 +138,9 @@ pub(super) fn fused<T: Tape<f32, Cpu>>(
     mask: Option<&Mask>,
     layers: &[Block<Cpu>],
     n_heads: usize,
+    keep: Keep,
 ) -> Result<Tokens<Cpu, T>, CpuError> {
-    cross(x, mask, layers, n_heads, chunk::forward, chunk::backward)
+    cross(x, mask, layers, n_heads, keep, (chunk::forward, chunk::backward))
 }
 
 /// The fused form of one block's attention, without LayerNorm and residual.
@@ -140,22 +150,26 @@ pub(super) fn fused_attention<T: Tape<f32, Cpu>>(
     layer: &Block<Cpu>,
     n_heads: usize,
 ) -> Result<Tokens<Cpu, T>, CpuError> {
-    cross(x, mask, std::slice::from_ref(layer), n_heads, chunk::attention_forward, chunk::attention_backward)
+    let passes: Passes = (chunk::attention_forward, chunk::attention_backward);
+    cross(x, mask, std::slice::from_ref(layer), n_heads, Keep::Everything, passes)
 }
 
-type Forward = fn(&mut [f32], &[bool], &Weights, &Sizes) -> Kept;
-type Backward = fn(&mut [f32], Kept, &Weights, &Sizes) -> Through;
+/// Forward and backward of one block and chunk.
+type Passes = (fn(&mut [f32], &[bool], &Weights, &Sizes) -> Kept, fn(&mut [f32], Kept, &Weights, &Sizes) -> Through);
 
-/// Takes tokens to the host, through `forward` in chunks, and back onto the tape.
+/// Takes tokens to the host, through the first of `passes` in chunks, and back onto the tape.
 fn cross<T: Tape<f32, Cpu>>(
     x: Tokens<Cpu, T>,
     mask: Option<&Mask>,
     layers: &[Block<Cpu>],
     n_heads: usize,
-    forward: Forward,
-    backward: Backward,
+    keep: Keep,
+    (forward, backward): Passes,
 ) -> Result<Tokens<Cpu, T>, CpuError> {
     let shape @ (n, n_tokens, width) = *x.shape();
+    if n == 0 {
+        return Ok(x);
+    }
     let per_example = n_tokens * width;
     let (x, mut tape) = x.split_tape();
     let dev = x.device().clone();
@@ -171,8 +185,10 @@ fn cross<T: Tape<f32, Cpu>>(
         let mut of_chunk = Vec::new();
         for w in &weights {
             let kept = forward(x, valid, w, &sizes);
-            if T::OWNS_TAPE {
-                of_chunk.push(kept);
+            match keep {
+                _ if !T::OWNS_TAPE => {}
+                Keep::Everything => of_chunk.push(kept),
+                Keep::Inputs => of_chunk.push(kept.input()),
             }
         }
         of_chunk
@@ -184,12 +200,15 @@ fn cross<T: Tape<f32, Cpu>>(
     let (x_ghost, y_ghost, layers) = (x.ghost(), y.ghost(), layers.to_vec());
     tape.add_backward_op(move |grads| {
         let mut dy = std::mem::replace(grads.get_or_alloc_mut(&y_ghost)?, dev.try_alloc_len(0)?);
-        let mut weights = weights;
-        host::run(weights.iter_mut().collect(), Weights::transpose);
-        for (layer, w) in layers.iter().zip(&weights).rev() {
-            let of_block = kept.iter_mut().map(|of_chunk| of_chunk.pop().unwrap_or_default());
+        for (layer, mut w) in layers.iter().zip(weights).rev() {
+            let mut of_block: Vec<Kept> = kept.iter_mut().map(|of_chunk| of_chunk.pop().unwrap_or_default()).collect();
+            if keep == Keep::Inputs {
+                let again = of_block.into_iter().map(Kept::into_input).collect();
+                of_block = host::run(again, |(mut x, valid)| forward(&mut x, &valid, &w, &sizes));
+            }
+            w.transpose();
             let jobs = host::split_mut(&mut dy, &chunks, per_example).into_iter().zip(of_block).collect();
-            let through = host::run(jobs, |(dy, kept): (&mut [f32], Kept)| backward(dy, kept, w, &sizes));
+            let through = host::run(jobs, |(dy, kept): (&mut [f32], Kept)| backward(dy, kept, &w, &sizes));
             add_kernel_grads(layer, &through, grads, width)?;
             add_norm_grads(layer, &through, grads)?;
         }

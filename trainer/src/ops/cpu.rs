@@ -72,8 +72,9 @@ impl Backend for Cpu {
         mask: Option<&Mask>,
         layers: &[Block<Self>],
         n_heads: usize,
+        keep: Keep,
     ) -> Result<Tokens<Self, T>, CpuError> {
-        blocks::fused(x, mask, layers, n_heads)
+        blocks::fused(x, mask, layers, n_heads, keep)
     }
 
     fn experts<T: Tape<f32, Self>>(

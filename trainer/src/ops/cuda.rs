@@ -108,6 +108,7 @@ impl Backend for Cuda {
         mask: Option<&Mask>,
         layers: &[Block<Self>],
         n_heads: usize,
+        _keep: Keep,
     ) -> Result<Tokens<Self, T>, CudaError> {
         blocks::stock(x, mask, layers, n_heads)
     }

@@ -4,7 +4,7 @@
 
 use dfdx::prelude::*;
 
-use super::{Backend, Block, Experts, Mask, Norm, Routed, Routing, RoutingStats, Scalar, Tokens};
+use super::{Backend, Block, Experts, Keep, Mask, Norm, Routed, Routing, RoutingStats, Scalar, Tokens};
 
 /// One layer: a block, and experts in place of its feed-forward if it has none.
 #[derive(Debug, Clone)]
@@ -20,6 +20,8 @@ pub struct Encoder<'a, D: Storage<f32>> {
     pub final_norm: &'a Norm<D>,
     pub n_heads: usize,
     pub mask: Option<&'a Mask>,
+    /// What blocks keep for the way back; on CUDA always everything.
+    pub keep: Keep,
     /// How tokens find experts; where no layer has them it is not read.
     pub routing: Option<&'a Routing>,
 }
@@ -45,7 +47,7 @@ pub(super) fn composed<D: Backend, T: Tape<f32, D>>(
         run.push(layer.block.clone());
         // Blocks up to the next experts are one crossing, and so is what is behind the last.
         if sparse.is_some() || i + 1 == encoder.layers.len() {
-            x = D::blocks(x, encoder.mask, &run, encoder.n_heads)?;
+            x = D::blocks(x, encoder.mask, &run, encoder.n_heads, encoder.keep)?;
             run.clear();
         }
         if let Some((experts, routing)) = sparse {

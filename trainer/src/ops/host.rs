@@ -14,7 +14,7 @@ use rayon::prelude::*;
 /// means to the last bit, therefore no setting, and so are the two below.
 const CHUNK_ROWS: usize = 256;
 /// A batch is cut into as many chunks at least, if it has as many examples. More would leave few rows to each where a step is small,
-/// and a product of 32 rows with a kernel that comes from memory has 0.6 of the speed of one of 256.
+/// and a product of 32 rows with a kernel that comes from memory has 0.6 of the speed of one of 256. More threads than chunks have nothing to do.
 const LEAST_CHUNKS: usize = 2;
 /// Rows of a tile of a kernel whose gradient is summed, at most.
 const TILE_ROWS: usize = 256;
@@ -150,6 +150,7 @@ impl<'a> Mat<'a> {
 
     /// Columns `range` alone.
     fn columns(self, range: std::ops::Range<usize>) -> Self {
+        assert!(range.end <= self.cols, "columns of a matrix that it has not");
         Self { data: &self.data[(range.start * self.col_stride).min(self.data.len())..], cols: range.len(), ..self }
     }
 

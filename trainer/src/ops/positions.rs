@@ -143,7 +143,7 @@ pub(super) fn fused_lookup<T: Tape<f32, Cpu>>(
     let mut tape = T::default();
     let dev = table.device().clone();
     // The stock gather copies the rows that are looked up; taking the table to the host copies all.
-    let y = stock_lookup::<_, NoneTape>(table, width, ids)?.put_tape(NoneTape);
+    let y = stock_lookup::<_, NoneTape>(table, width, ids)?;
     if T::OWNS_TAPE {
         let (y_ghost, table, ids) = (y.ghost(), table.clone(), ids.to_vec());
         tape.add_backward_op(move |grads| {

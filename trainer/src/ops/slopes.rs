@@ -248,7 +248,7 @@ fn blocks_with_mask_and_normalised_queries_and_keys() {
             w.fill(0.0);
         }
         let x = l[0].retaped::<Owned>().reshape_like(&(n, t, d));
-        let y = Cpu::blocks(x, Some(&mask), std::slice::from_ref(&layer), heads).unwrap();
+        let y = Cpu::blocks(x, Some(&mask), std::slice::from_ref(&layer), heads, Keep::Everything).unwrap();
         check("block", &a, &w, &|a| block(a, (n, t, d, heads), &mask.valid), &gradients(y, &w, &l));
     }
 }

@@ -46,10 +46,16 @@ fn compare<S: Shape>(
 
 #[test]
 fn fused_blocks_are_the_stock_blocks() {
-    for seed in 0..6 {
+    for seed in 0..8 {
         let rng = &mut rng_for(seed, Role::Synth, &[1]);
         let (n, t, heads) = (size(rng, 1, 9), size(rng, 1, 40), size(rng, 1, 4));
         let (d, f) = (heads * size(rng, 2, 20), size(rng, 3, 70));
+        // Several stretches of queries; several chunks of more than one example; tiles of kernels that are not alike.
+        let (n, t, heads, d, f) = match seed {
+            6 => (2, 300, 2, 20, 30),
+            7 => (11, 90, 1, 12, 301),
+            _ => (n, t, heads, d, f),
+        };
         let masked = seed % 2 == 0;
         let layer = |rng: &mut Rng, dense: bool| {
             let std = 1.0 / (d as f64).sqrt();
@@ -72,7 +78,7 @@ fn fused_blocks_are_the_stock_blocks() {
         let mask = masked.then(|| Mask { valid: (0..n * t).map(|_| rng.chance(0.7)).collect(), n_tokens: t });
         let flat_x = normal(rng, n * t * d, 1.0);
         let x = || flat_x.retaped::<Owned>().reshape_like(&(n, t, d));
-        let fused = Cpu::blocks(x(), mask.as_ref(), &layers, heads).unwrap();
+        let fused = Cpu::blocks(x(), mask.as_ref(), &layers, heads, Keep::Everything).unwrap();
         let stock = blocks::stock(x(), mask.as_ref(), &layers, heads).unwrap();
         let mut leaves = vec![flat_x.clone()];
         for l in &layers {
@@ -81,6 +87,11 @@ fn fused_blocks_are_the_stock_blocks() {
             leaves.extend(l.qk_norm.iter().flat_map(|(q, k)| [q.clone(), k.clone()]));
         }
         compare(&format!("blocks {n}x{t}x{d}, seed {seed}"), rng, fused, stock, &leaves);
+        let [again, stock] = [
+            Cpu::blocks(x(), mask.as_ref(), &layers, heads, Keep::Inputs).unwrap(),
+            blocks::stock(x(), mask.as_ref(), &layers, heads).unwrap(),
+        ];
+        compare(&format!("blocks {n}x{t}x{d} made again, seed {seed}"), rng, again, stock, &leaves);
     }
 }
 
@@ -168,6 +179,7 @@ fn fused_row_ops_are_the_stock_ones() {
     for seed in 0..8 {
         let rng = &mut rng_for(seed, Role::Synth, &[2]);
         let (n, n_in, n_out) = (size(rng, 1, 50), size(rng, 1, 70), size(rng, 1, 60));
+        let (n, n_in) = if seed == 7 { (601, 301) } else { (n, n_in) };
         let flat_x = normal(rng, n * n_in, 1.5);
         let x = || flat_x.retaped::<Owned>().reshape_like(&(n, n_in));
         let bias = (seed % 2 == 0).then(|| normal(rng, n_out, 1.0));

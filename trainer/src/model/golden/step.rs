@@ -93,7 +93,8 @@ fn check_blocks(golden: &Golden, model: &Imp<Cpu>, stream: Stream, mut x: Tokens
     let routing = call(golden, model, stream, n * t).routing.unwrap();
     for i in 0..model.config.depth {
         let at = format!("param/encoder/layer_{i}");
-        x = Cpu::blocks(x, mask, &[block(golden, &at, true)], model.config.heads).unwrap();
+        x = Cpu::blocks(x, mask, &[block(golden, &at, true)], model.config.heads, crate::ops::Keep::Everything)
+            .unwrap();
         if model.config.experts.as_ref().unwrap().is_sparse(i) {
             let flat = |name: &str| super::flat(golden, &format!("{at}/{name}"));
             let layer = Experts {

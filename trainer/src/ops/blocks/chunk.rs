@@ -52,11 +52,16 @@ impl Weights {
     /// For the way back. A product with a kernel whose numbers do not lie in the order that it wants them is slower by a tenth, and by
     /// half where they are a power of two apart.
     pub(super) fn transpose(&mut self) {
-        let d = self.width;
-        for kernel in self.qkv.iter_mut().chain([&mut self.o, &mut self.wi]).filter(|kernel| !kernel.is_empty()) {
-            *kernel = simd::transposed(kernel, d, kernel.len() / d);
-        }
-        self.wo = simd::transposed(&self.wo, self.n_hidden, d);
+        let (d, f) = (self.width, self.n_hidden);
+        let kernels = self
+            .qkv
+            .iter_mut()
+            .chain([&mut self.o])
+            .map(|kernel| (kernel, d))
+            .chain([(&mut self.wi, d), (&mut self.wo, f)]);
+        host::run(kernels.filter(|(kernel, _)| !kernel.is_empty()).collect(), |(kernel, n_in)| {
+            *kernel = simd::transposed(kernel, n_in, kernel.len() / n_in);
+        });
     }
 }
 
@@ -72,6 +77,19 @@ pub(super) struct Kept {
     stats_ffn: Vec<[f32; 2]>,
     /// What GELU was applied to.
     hidden: Vec<f32>,
+}
+
+impl Kept {
+    /// The input alone, and what is padding in it.
+    pub(super) fn input(self) -> Self {
+        let attention = KeptAttention { valid: self.attention.valid, ..KeptAttention::default() };
+        Self { x: self.x, attention, ..Self::default() }
+    }
+
+    /// What [`forward`] was called with.
+    pub(super) fn into_input(self) -> (Vec<f32>, Vec<bool>) {
+        (self.x, self.attention.valid)
+    }
 }
 
 #[derive(Default)]
