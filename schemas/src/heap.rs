@@ -30,8 +30,8 @@ pub fn settle() {}
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 const MAPPED_FROM: std::ffi::c_int = 32 << 20;
 
-/// For a program that makes the same large blocks in every step, after [`settle`]: what is given back stays for the next step, blocks above
-/// [`MAPPED_FROM`] excepted. glibc would unmap it, each page would be cleared anew, and every unmapping stops all threads: a third of a training step.
+/// For a program that makes the same large blocks in every step, after [`settle`]: what is given back stays for the next step, blocks above 32 MiB
+/// excepted. glibc would unmap it, each page would be cleared anew, and every unmapping stops all threads: a third of a training step.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 pub fn keep() {
     // SAFETY: as above.
