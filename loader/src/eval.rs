@@ -22,7 +22,7 @@ use crate::fetch::{self, Fetcher};
 use crate::open::{check_modalities, snapshot};
 use crate::pipeline::{Pipeline, Planner, Pools, Ready, Shared};
 use crate::plan::StepPlan;
-use crate::recipe::Recipe;
+use crate::recipe::{Recipe, Window};
 use crate::stats::Counters;
 
 /// What an evaluation reads, besides the store.
@@ -31,8 +31,7 @@ pub struct EvalSpec<'a> {
     pub corpus: &'a str,
     pub split: &'a str,
     pub modalities: &'a [Modality],
-    /// Pictures and clips are the largest centred part of the view's shape; clips and sounds stand in the middle. Its drop
-    /// rate and batch size are not used.
+    /// Pictures and frames are the largest centred part of the view's shape. Its drop rate and batch size are not used.
     pub view: &'a View,
     pub patching: &'a Patching,
     pub spectrogram: &'a SpectrogramSpec,
@@ -40,10 +39,12 @@ pub struct EvalSpec<'a> {
     pub working_side: Option<usize>,
     /// Examples of a batch; the last one may be shorter.
     pub n: usize,
+    /// Windows of each clip or sound, evenly spaced over it; one stands in the middle. Each has batches of its own.
+    pub n_windows: usize,
 }
 
 impl EvalSpec<'_> {
-    pub(crate) fn recipe(&self, name: String, modalities: Vec<Modality>) -> Recipe {
+    pub(crate) fn recipe(&self, name: String, modalities: Vec<Modality>, window: Window) -> Recipe {
         Recipe {
             name,
             seed: 0,
@@ -55,6 +56,7 @@ impl EvalSpec<'_> {
             augment: None,
             working_side: self.working_side,
             decode: Decode::Full,
+            window,
             needs_label: false,
         }
     }
@@ -70,6 +72,8 @@ pub struct EvalBatch {
     pub keys: Vec<String>,
     /// Rows of the split, as in [`Batch::examples`].
     pub rows: Vec<u64>,
+    /// Which of the windows of its examples it shows, from 0; the batches of all windows of some rows follow each other.
+    pub window_idx: usize,
     /// Ids of all captions of each record, not cropped, not padded.
     pub tokens: Vec<Vec<Vec<i32>>>,
 }
@@ -94,7 +98,9 @@ impl EvalLoader {
         let n = spec.n.max(1) as u64;
         let split = Split::new(&snapshot, spec.split)?;
         let n_rows = split.n_rows();
-        let recipe = spec.recipe(place, spec.modalities.to_vec());
+        let of = spec.n_windows.max(1);
+        let recipe = |nth| spec.recipe(place.clone(), spec.modalities.to_vec(), Window { nth, of });
+        let recipes = (0..of).map(recipe).collect();
         let filter_rate = f64::from(spec.spectrogram.sample_rate);
         let shared = Arc::new(Shared {
             fetcher: Fetcher {
@@ -104,7 +110,7 @@ impl EvalLoader {
                 cache: Arc::new(Cache::new(0)),
                 media_bytes: AtomicU64::new(0),
             },
-            recipes: vec![recipe],
+            recipes,
             tables: Arc::new(MelTables::new(spec.spectrogram, filter_rate)),
             counters: Counters::default(),
             max_substituted: 0,
@@ -113,14 +119,16 @@ impl EvalLoader {
         });
         let mut step = 0;
         let planner: Planner = Box::new(move || {
-            let rows = step * n..((step + 1) * n).min(n_rows);
+            let (group, window) = (step / of as u64, step as usize % of);
+            let rows = group * n..((group + 1) * n).min(n_rows);
             let examples: Vec<ExampleId> = rows.map(|row| ExampleId { corpus_idx: 0, row, epoch: 0 }).collect();
             let plan = StepPlan {
                 step,
-                task_idx: 0,
+                // A window is a recipe.
+                task_idx: window,
                 view_idx: 0,
                 bucket_idx: 0,
-                first: step * n,
+                first: group * n,
                 n_global: n,
                 offset: 0,
                 examples,
@@ -187,6 +195,7 @@ fn scored(ready: Ready) -> EvalBatch {
         keys: ready.metas.iter().map(|m| m.key.clone()).collect(),
         rows: ready.batch.examples.iter().map(|e| e.row).collect(),
         tokens: ready.metas.iter().map(|m| m.tokens.clone()).collect(),
+        window_idx: ready.batch.task_idx,
         batch: ready.batch,
     }
 }

@@ -216,7 +216,7 @@ fn drawn(
         example.flipped = augment.flip.then(|| draws.rng(Draw::Flip).chance(0.5));
     }
     if let (Resolution::Video { frames, .. }, Some(n)) = (vision, number(column::NUM_FRAMES)) {
-        example.frames = clip_frames(n, frames, stride, Some(&mut draws.rng(Draw::Start)));
+        example.frames = clip_frames(n, frames, stride, |room| draws.rng(Draw::Start).below(room as u64 + 1) as usize);
     }
     example
 }

@@ -15,9 +15,10 @@ use crate::decode::log_mel::MelTables;
 use crate::error::ContentFault;
 use crate::eval::EvalSpec;
 use crate::pool::Pool;
+use crate::recipe::Window;
 use crate::record::{Meta, Place, Record};
 
-/// The file's `medium`, at the size of the evaluation's view; its corpus, split and batch size are not used.
+/// The file's `medium`, at the size of the evaluation's view; its corpus, split, batch size and number of windows are not used.
 ///
 /// # Errors
 /// Why the file cannot make an example.
@@ -25,7 +26,7 @@ pub fn batch_of_file(bytes: &[u8], medium: Modality, spec: &EvalSpec<'_>) -> Res
     if i32::try_from(bytes.len()).is_err() {
         return Err(ContentFault::Impossible { what: "a file of", found: format!("{} bytes", bytes.len()) });
     }
-    let recipe = spec.recipe("a file".to_owned(), vec![medium]);
+    let recipe = spec.recipe("a file".to_owned(), vec![medium], Window::MIDDLE);
     let mut meta = Meta::default();
     if medium == Modality::Video {
         let video = read_video(bytes, &MediaLimits::default())?;

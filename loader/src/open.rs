@@ -18,7 +18,7 @@ use crate::corpora::Split;
 use crate::error::LoaderError;
 use crate::fetch::reading;
 use crate::plan::{Plan, PlanState};
-use crate::recipe::Recipe;
+use crate::recipe::{Recipe, Window};
 
 /// A mixture whose corpora are there.
 pub struct Opened {
@@ -108,6 +108,7 @@ pub fn open(
             augment: Some(*task.augment()),
             working_side: task.working_side(),
             decode: task.decode(),
+            window: Window::MIDDLE,
             needs_label: task.objectives().over_classes().is_some(),
         });
     }

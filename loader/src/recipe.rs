@@ -22,8 +22,31 @@ pub struct Recipe {
     pub augment: Option<Augment>,
     pub working_side: Option<usize>,
     pub decode: Decode,
+    /// In evaluation: which of the windows of a clip or a sound, evenly spaced over it, this recipe takes.
+    pub window: Window,
     /// A record without a label is no example.
     pub needs_label: bool,
+}
+
+/// The `nth` of `of` windows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Window {
+    pub nth: usize,
+    pub of: usize,
+}
+
+impl Window {
+    /// The one in the middle.
+    pub const MIDDLE: Self = Self { nth: 0, of: 1 };
+
+    /// Where it starts, if the last one that there is room for starts at `room`: the only one in the middle, of several the first at
+    /// the start and the last at the end.
+    pub fn start(self, room: usize) -> usize {
+        match self.of {
+            0 | 1 => room / 2,
+            of => room * self.nth / (of - 1),
+        }
+    }
 }
 
 impl Recipe {
@@ -82,5 +105,18 @@ impl Recipe {
             None => 0,
         };
         n * (bytes(self.vision(view)) + bytes(self.audio(view)) + bytes(self.text(view)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn windows_are_spaced_evenly_from_the_start_to_the_end() {
+        let starts = |of: usize, room| (0..of).map(|nth| Window { nth, of }.start(room)).collect::<Vec<_>>();
+        assert_eq!(starts(1, 9), [4]);
+        assert_eq!(starts(4, 9), [0, 3, 6, 9]);
+        assert_eq!(starts(3, 0), [0, 0, 0]);
     }
 }

@@ -18,6 +18,7 @@ fn keys(store: &Store, config: &TrainConfig) -> Vec<String> {
         patching: mixture.patching(),
         spectrogram: mixture.spectrogram(),
         n: 5,
+        n_windows: 1,
         working_side: None,
     };
     let loader = EvalLoader::open(store, &spec, &config.loader).unwrap();

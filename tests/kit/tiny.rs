@@ -102,6 +102,8 @@ views = [{{ spectrogram_frames = 32, text_tokens = 8 }}]
 name = "images"
 corpus = "world-image"
 kind = "zero-shot"
+prompt_set = "image"
+ensemble = 3
 modalities = ["image"]
 view = {{ height = 32, width = 32, text_tokens = 8 }}
 
@@ -110,6 +112,7 @@ name = "clips"
 corpus = "world-video"
 kind = "zero-shot"
 modalities = ["video"]
+windows = 2
 view = {{ frames = 8, height = 32, width = 32, text_tokens = 8 }}
 
 [[train.eval]]

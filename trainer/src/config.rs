@@ -8,6 +8,7 @@ use imp_schemas::modality::Modality;
 use imp_schemas::task::{Decode, Mixture, Objective, RawMixture, RawTask, RawView, Task, TaskError};
 use serde::{Deserialize, Serialize};
 
+use crate::eval::PromptSet;
 use crate::model::{ModelError, RawModel};
 use crate::ops::Precision;
 use crate::optim::AdamWSettings;
@@ -110,9 +111,15 @@ pub struct RawEval {
     /// The size of the examples; `text_tokens` is the length of the sentences, absent in a linear probe.
     pub view: RawView,
     pub working_side: Option<usize>,
-    /// Sentences with `{}` where the class name goes; their embeddings are averaged.
-    #[serde(default = "bare_name")]
-    pub prompts: Vec<String>,
+    /// Sentences with `{}` where the class name goes; their embeddings are averaged. Absent without a `prompt_set`: the bare name.
+    pub prompts: Option<Vec<String>>,
+    /// Sentences that come with the trainer, instead of `prompts`.
+    pub prompt_set: Option<PromptSet>,
+    /// How many of these sentences, from the first on, make a class; absent: all. The release's default is one (IMP.md, trap T11).
+    pub ensemble: Option<usize>,
+    /// Windows of each clip or sound, evenly spaced over it, whose vectors are averaged; the release takes 4. One stands in the middle.
+    #[serde(default = "one_window")]
+    pub windows: usize,
     #[serde(default)]
     pub candidates: Candidates,
     #[serde(default = "sixty_four")]
@@ -127,8 +134,8 @@ fn test_split() -> String {
     "test".to_owned()
 }
 
-fn bare_name() -> Vec<String> {
-    vec!["{}".to_owned()]
+fn one_window() -> usize {
+    1
 }
 
 fn sixty_four() -> usize {
@@ -144,7 +151,10 @@ pub struct Eval {
     pub train_split: String,
     /// Without text.
     pub media: Vec<Modality>,
+    /// At least one.
     pub prompts: Vec<String>,
+    /// At least one.
+    pub n_windows: usize,
     pub candidates: Candidates,
     mixture: Mixture,
 }
@@ -267,8 +277,38 @@ fn check_eval(raw: &RawEval, mixture: &RawMixture) -> Result<Eval, ConfigError> 
         let found = raw.modalities.iter().map(|m| m.name()).collect::<Vec<_>>().join(", ");
         return wrong("modalities", format!("[{found}]"), "one or more of image, video, audio; text is the other side");
     }
-    if raw.prompts.is_empty() || raw.prompts.iter().any(|p| !p.contains("{}")) {
-        return wrong("prompts", format!("{:?}", raw.prompts), "sentences with `{}` where the class name goes");
+    let zero_shot = raw.kind == EvalKind::ZeroShot;
+    for (key, found) in [
+        ("prompts", raw.prompts.is_some()),
+        ("prompt_set", raw.prompt_set.is_some()),
+        ("ensemble", raw.ensemble.is_some()),
+    ] {
+        if found && !zero_shot {
+            return wrong(key, "set".to_owned(), "absent unless `kind = \"zero-shot\"`");
+        }
+    }
+    let mut prompts = match (&raw.prompts, raw.prompt_set) {
+        (Some(_), Some(set)) => {
+            return wrong("prompt_set", format!("{set:?}").to_lowercase(), "absent where there are `prompts`");
+        }
+        (Some(prompts), None) => prompts.clone(),
+        (None, Some(set)) => set.sentences(),
+        (None, None) => vec!["{}".to_owned()],
+    };
+    if prompts.is_empty() || prompts.iter().any(|p| !p.contains("{}")) {
+        return wrong("prompts", format!("{prompts:?}"), "sentences with `{}` where the class name goes");
+    }
+    if let Some(n) = raw.ensemble {
+        if !(1..=prompts.len()).contains(&n) {
+            return wrong("ensemble", n.to_string(), "at least 1 and at most the number of prompts");
+        }
+        prompts.truncate(n);
+    }
+    if raw.windows == 0 {
+        return wrong("windows", "0".to_owned(), "at least 1");
+    }
+    if raw.windows > 1 && raw.modalities.contains(&Modality::Image) {
+        return wrong("windows", raw.windows.to_string(), "absent for pictures, which have one");
     }
     if raw.view.drop_rate != 0.0 {
         return wrong("view.drop_rate", raw.view.drop_rate.to_string(), "0: tokens are dropped in training only");
@@ -317,7 +357,8 @@ fn check_eval(raw: &RawEval, mixture: &RawMixture) -> Result<Eval, ConfigError> 
         kind: raw.kind,
         train_split,
         media: raw.modalities.clone(),
-        prompts: raw.prompts.clone(),
+        prompts,
+        n_windows: raw.windows,
         candidates: raw.candidates,
         mixture,
     })
@@ -349,6 +390,45 @@ mod tests {
         ];
         for (line, wanted) in cases {
             let message = with(line).unwrap_err().to_string();
+            assert!(message.contains(wanted), "{message}");
+        }
+    }
+
+    #[test]
+    fn evaluations_that_cannot_be_are_refused_with_key_value_and_rule() {
+        let of = |from: &str, to: &str| -> Result<TrainConfig, ConfigError> {
+            let text = testkit::tiny::run_file(Path::new("corpora"), "store", "run", 60, 2);
+            assert!(text.contains(from), "{from}");
+            let file: toml::Table = toml::from_str(&text.replace(from, to)).unwrap();
+            RawTrain::deserialize(file["train"].clone()).unwrap().try_into()
+        };
+        let evals = of("ensemble = 3", "").unwrap().evals;
+        assert_eq!((evals[0].prompts.len(), evals[1].prompts.as_slice()), (16, &["{}".to_owned()][..]));
+        assert_eq!(
+            of("keep_checkpoints = 2", "keep_checkpoints = 2").unwrap().evals[0].prompts,
+            PromptSet::Image.sentences()[..3]
+        );
+        assert_eq!(evals.iter().map(|eval| eval.n_windows).collect::<Vec<_>>(), [1, 2, 1, 1]);
+        let cases = [
+            ("ensemble = 3", "ensemble = 17", "`train.eval[images].ensemble` is 17, must be at least 1 and at most"),
+            ("ensemble = 3", "prompts = [\"{}\"]", "prompt_set` is image, must be absent where there are `prompts`"),
+            ("ensemble = 3", "windows = 4", "`train.eval[images].windows` is 4, must be absent for pictures"),
+            ("windows = 2", "windows = 0", "`train.eval[clips].windows` is 0, must be at least 1"),
+            ("kind = \"retrieval\"", "kind = \"retrieval\"\nensemble = 1", "ensemble` is set, must be absent unless"),
+            (
+                "kind = \"linear-probe\"",
+                "kind = \"linear-probe\"\ntrain_split = \"test\"",
+                "train_split` is test, must be",
+            ),
+            (
+                "kind = \"retrieval\"",
+                "kind = \"retrieval\"\ntrain_split = \"test\"",
+                "must be absent unless `kind = \"linear",
+            ),
+            ("windows = 2", "prompts = [\"a thing\"]", "prompts` is [\"a thing\"], must be sentences with `{}`"),
+        ];
+        for (from, to, wanted) in cases {
+            let message = of(from, to).unwrap_err().to_string();
             assert!(message.contains(wanted), "{message}");
         }
     }

@@ -5,6 +5,7 @@
 
 mod embed;
 mod probe;
+mod prompts;
 mod retrieval;
 mod zero_shot;
 
@@ -23,6 +24,7 @@ use crate::train::{self, TrainError};
 use imp_loader::LoaderError;
 
 pub use embed::{Embedder, Features, Items, distinct, spec_of};
+pub use prompts::PromptSet;
 
 /// Where the scores of a run lie.
 pub const SCORES_KEY: &str = "scores.json";

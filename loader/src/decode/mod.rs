@@ -23,7 +23,7 @@ use crate::augment::{CropBox, Draw, Draws, Jitter, centre_box, flip, kept_tokens
 use crate::cache::{Cache, CacheKey, Form, Held};
 use crate::error::ContentFault;
 use crate::pool::Pool;
-use crate::recipe::Recipe;
+use crate::recipe::{Recipe, Window};
 use crate::record::{Meta, Record};
 use audio::{Placement, Sounds};
 use image::{Pixels, reduced_size};
@@ -202,9 +202,10 @@ impl Workbench {
         let impossible =
             |found: usize| ContentFault::Impossible { what: "a number of frames of", found: found.to_string() };
         let n = record.meta.num_frames.filter(|&n| n > 0).ok_or_else(|| impossible(0))?;
-        let mut start = draws.rng(Draw::Start);
-        let rng = (!recipe.evaluates()).then_some(&mut start);
-        let wanted = video::clip_frames(n, frames, view.stride(), rng);
+        let wanted = video::clip_frames(n, frames, view.stride(), |room| match recipe.evaluates() {
+            true => recipe.window.start(room),
+            false => draws.rng(Draw::Start).below(room as u64 + 1) as usize,
+        });
         let frame_len = height * width * 3;
         let mut out = self.pool.take(frames * frame_len);
         if let Some(all) = self.all_frames(recipe, record, n)? {
@@ -340,15 +341,15 @@ impl Workbench {
         let shift = recipe.augment.as_ref().is_some_and(|a| a.time_shift);
         let rate = f64::from(self.sounds.sample_rate());
         let placed = |n: usize| {
-            let place = |room: usize| {
-                if shift { draws.rng(Draw::Shift).below(room as u64 + 1) as usize } else { room / 2 }
+            let place = |room: usize, window: Window| {
+                if shift { draws.rng(Draw::Shift).below(room as u64 + 1) as usize } else { window.start(room) }
             };
             if n <= wanted {
-                return Placement::Pad(place(wanted - n));
+                return Placement::Pad(place(wanted - n, Window::MIDDLE));
             }
             let room = n - wanted;
             let with_clip = start_seconds.map(|s| (s * rate).round() as usize);
-            Placement::Cut(with_clip.map_or_else(|| place(room), |at| at.min(room)))
+            Placement::Cut(with_clip.map_or_else(|| place(room, recipe.window), |at| at.min(room)))
         };
         // What will not be kept is decoded no farther than the view reaches.
         let part = record.meta.sound.and_then(|(rate, n)| match placed(self.sounds.resampled_len(rate, n)) {

@@ -280,6 +280,7 @@ fn evaluation_sees_every_row_once_in_order_with_all_its_captions() {
                 spectrogram: mixture.spectrogram(),
                 working_side: None,
                 n: 4,
+                n_windows: 1,
             };
             EvalLoader::open(&store, &spec, settings).unwrap().map(Result::unwrap).collect::<Vec<_>>()
         };

@@ -63,6 +63,7 @@ fn evaluation_shows_the_centre_of_each_picture() {
         spectrogram: mixture.spectrogram(),
         working_side: None,
         n: 64,
+        n_windows: 1,
     };
     let batch = EvalLoader::open(&store, &spec, &LoaderSettings::default()).unwrap().next().unwrap().unwrap();
     assert_eq!(batch.rows.len(), 11);
@@ -109,6 +110,40 @@ fn clips_step_by_the_stride_and_short_ones_are_tiled() {
 }
 
 #[test]
+fn windows_of_an_evaluation_are_spaced_evenly_and_follow_each_other() {
+    let (_dir, store) = store();
+    let n_frames = [3_usize, 12, 16];
+    let rows: Vec<Row> = n_frames.iter().enumerate().map(|(i, &n)| video_row(i, n)).collect();
+    Corpus::new("clips", RecordKind::VideoText).write(&store, &rows, 1);
+    let mixture = mixture(MIXTURE);
+    let spec = EvalSpec {
+        corpus: "clips",
+        split: "train",
+        modalities: &[Modality::Video],
+        view: &mixture.tasks()[3].views()[0],
+        patching: mixture.patching(),
+        spectrogram: mixture.spectrogram(),
+        working_side: None,
+        n: 2,
+        n_windows: 3,
+    };
+    let batches: Vec<_> =
+        EvalLoader::open(&store, &spec, &LoaderSettings::default()).unwrap().map(Result::unwrap).collect();
+    let order: Vec<_> = batches.iter().map(|b| (b.rows.clone(), b.window_idx)).collect();
+    let of = |rows: &[u64]| [0, 1, 2].map(|window| (rows.to_vec(), window));
+    assert_eq!(order, [of(&[0, 1]), of(&[2])].concat());
+    for batch in batches {
+        let vision = batch.batch.vision.unwrap();
+        for (pixels, &row) in vision.pixels.chunks(4 * 16 * 16 * 3).zip(&batch.rows) {
+            let first = (usize::from(pixels[400]) + 4 - 20) / 8;
+            // Four frames, two apart, span seven; what is shorter is shown from its first frame on, three times.
+            let room = n_frames[row as usize].saturating_sub(7);
+            assert_eq!(first, room * batch.window_idx / 2, "row {row}, window {}", batch.window_idx);
+        }
+    }
+}
+
+#[test]
 fn sounds_of_any_rate_keep_their_pitch() {
     let (_dir, store) = three_corpora();
     let mixture = mixture(MIXTURE);
@@ -122,6 +157,7 @@ fn sounds_of_any_rate_keep_their_pitch() {
         spectrogram: mixture.spectrogram(),
         working_side: None,
         n: 64,
+        n_windows: 1,
     };
     let batch = EvalLoader::open(&store, &spec, &LoaderSettings::default()).unwrap().next().unwrap().unwrap();
     let audio = batch.batch.audio.unwrap();

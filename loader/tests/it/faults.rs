@@ -107,6 +107,7 @@ fn evaluation_leaves_no_undecodable_record_out() {
         spectrogram: mixture.spectrogram(),
         working_side: None,
         n: 4,
+        n_windows: 1,
     };
     let all: Vec<_> = EvalLoader::open(&store, &spec, &LoaderSettings::default()).unwrap().collect();
     assert_eq!(all.len(), 3, "two batches before row 9, then the error");

@@ -275,6 +275,7 @@ fn a_second_epoch_asks_the_store_for_nothing() {
         spectrogram: mixture.spectrogram(),
         working_side: None,
         n: 4,
+        n_windows: 1,
     };
     assert!(EvalLoader::open(&store, &spec, &settings).unwrap().all(|batch| batch.is_ok()));
     assert_eq!(asked(&server), []);

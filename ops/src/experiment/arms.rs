@@ -73,6 +73,9 @@ pub struct Arm {
     /// Settings by path: `train.model.width`, `train.mixture.tasks[NAME].views`.
     #[serde(default)]
     set: Table,
+    /// Settings of the run file that the arm is without, by path.
+    #[serde(default)]
+    unset: Vec<String>,
     /// The tasks that are trained; absent: all.
     tasks: Option<Vec<String>>,
     /// Evaluations, instead of the experiment's.
@@ -176,6 +179,9 @@ impl Experiment {
     pub fn config(&self, arm: &Arm, steps: u64, seed: u64) -> Result<Table, OpsError> {
         let wrong = |detail: String| self.malformed(format!("arm `{}`: {detail}", arm.name));
         let mut config = self.base.clone();
+        for key in &arm.unset {
+            set(&mut config, key, None).map_err(wrong)?;
+        }
         for (key, value) in &arm.set {
             set(&mut config, key, value.clone()).map_err(wrong)?;
         }
@@ -223,12 +229,17 @@ fn name_of(value: &Value) -> Option<&String> {
     }
 }
 
-/// Sets what a path leads to; tables on the way are made, lists are entered by the name in brackets.
-fn set(table: &mut Table, path: &str, value: Value) -> Result<(), String> {
+/// Sets what a path leads to, or takes it away; tables on the way are made, lists are entered by the name in brackets.
+fn set(table: &mut Table, path: &str, value: impl Into<Option<Value>>) -> Result<(), String> {
     let (head, rest) = match split(path) {
         (head, None) => {
-            table.insert(head.to_owned(), value);
-            return Ok(());
+            return match value.into() {
+                Some(value) => {
+                    table.insert(head.to_owned(), value);
+                    Ok(())
+                }
+                None => table.remove(head).map(drop).ok_or_else(|| format!("`{path}` is not there to be taken away")),
+            };
         }
         (head, Some(rest)) => (head, rest),
     };
@@ -275,6 +286,8 @@ mod tests {
         assert_eq!(table["a"]["b"][1]["v"].as_integer(), Some(2));
         assert_eq!(table["a"]["new"]["c"].as_bool(), Some(true));
         assert!(set(&mut table, "a.b[nobody].v", Value::Integer(0)).unwrap_err().contains("b[nobody]"));
+        set(&mut table, "a.b[z].v", None).unwrap();
+        assert!(set(&mut table, "a.b[z].v", None).unwrap_err().contains("not there"));
     }
 
     #[test]

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from imp_torch import embed_images, embed_text
+from imp_torch import dense, embed, embed_text, norm
 
 HEADS, TUBE, SIDE, N_TEXT = 4, (4, 8, 8), 64, 8
 
@@ -33,7 +33,19 @@ def main(store: Path, run: Path, embeddings: Path):
     pictures = [(row, np.asarray(Image.open(io.BytesIO(media[row["key"]])).convert("RGB"))) for row in rows if row["stream"] == "vision"]
     pictures = [(row, pixels) for row, pixels in pictures if pixels.shape == (SIDE, SIDE, 3)]
     pixels = torch.from_numpy(np.stack([pixels for _, pixels in pictures]))
-    compare("vision", embed_images(pixels, p, HEADS, TUBE), [row for row, _ in pictures])
+    tokens = tokens_of(pixels, p)
+    got = embed(tokens, p, "vision", "text", torch.ones(tokens.shape[:2]), HEADS)
+    compare("vision", got, [row for row, _ in pictures])
+
+
+def tokens_of(pixels, p):
+    """u8 `[n, height, width, 3]` → tokens of tubes `[n, tokens, width]`; a picture is a clip of equal frames, one tube long."""
+    x = (pixels / 127.5 - 1).unfold(1, TUBE[1], TUBE[1]).unfold(2, TUBE[2], TUBE[2]).movedim(3, -1)
+    rows, columns = x.shape[1:3]
+    t, h, w = (p[f"vision/pos_{axis}/embedding"] for axis in "thw")
+    h, w = h[torch.arange(rows) * len(h) // rows], w[torch.arange(columns) * len(w) // columns]
+    at = norm((t[0] + h[:, None] + w).flatten(0, 1), p, "vision/pos_norm")
+    return dense(x.flatten(3).flatten(1, 2).repeat(1, 1, TUBE[0]), p, "vision/embed") + at
 
 
 def compare(what, got, rows):

@@ -31,7 +31,7 @@ pub struct Embedder<'a, D: Backend> {
 /// The embedded examples of a split, in row order.
 pub struct Items {
     pub manifest: Manifest,
-    /// For each medium of the evaluation, `[n, common]`, unit length.
+    /// For each medium of the evaluation, `[n, common]`, unit length; of several windows the mean of their unit vectors, at unit length.
     pub media: Vec<(Stream, Vec<f32>)>,
     /// Index into the manifest's classes, where the record has one.
     pub labels: Vec<Option<u32>>,
@@ -110,9 +110,16 @@ impl<'a, D: Backend> Embedder<'a, D> {
         let every = loader.n_rows().div_ceil(most.max(1)).max(1) as usize;
         let classes = loader.snapshot().manifest.classes.clone();
         let (mut values, mut labels, mut keys) = (Vec::new(), Vec::new(), Vec::new());
-        for batch in loader.step_by(every) {
+        for (i, batch) in loader.enumerate() {
             let batch = batch?;
-            values.extend(self.model.features(&batch.batch)?);
+            if !(i / eval.n_windows).is_multiple_of(every) {
+                continue;
+            }
+            // The logits of a linear classifier, averaged over windows, are those of the windows' mean.
+            add_window(&mut values, self.model.features(&batch.batch)?, batch.window_idx, eval.n_windows);
+            if batch.window_idx > 0 {
+                continue;
+            }
             match batch.batch.labels {
                 Some(of_batch) => labels.extend(of_batch.into_iter().map(Some)),
                 None => labels.extend(batch.keys.iter().map(|_| None)),
@@ -158,7 +165,10 @@ impl<'a, D: Backend> Embedder<'a, D> {
                     Stream::Spectrogram => batch.batch.audio.as_ref().map(|a| self.model.embed_audio(a, Stream::Text)),
                     Stream::Text => None,
                 };
-                embedded.extend(more.transpose()?.unwrap_or_default());
+                add_window(embedded, more.transpose()?.unwrap_or_default(), batch.window_idx, eval.n_windows);
+            }
+            if batch.window_idx > 0 {
+                continue;
             }
             match batch.batch.labels {
                 Some(labels) => items.labels.extend(labels.into_iter().map(Some)),
@@ -172,6 +182,10 @@ impl<'a, D: Backend> Embedder<'a, D> {
             let found = format!("split `{}` of corpus `{corpus}` gives no example", eval.task().split());
             let wanted = "at least one record with what it embeds";
             return Err(EvalError::Corpus { name: eval.name.clone(), found, wanted });
+        }
+        if eval.n_windows > 1 {
+            let n = items.n();
+            items.media.iter_mut().for_each(|(_, means)| normalise(means, n));
         }
         Ok(items)
     }
@@ -238,6 +252,19 @@ pub fn spec_of(eval: &Eval) -> EvalSpec<'_> {
         spectrogram: eval.mixture().spectrogram(),
         working_side: task.working_side(),
         n: view.n(),
+        n_windows: eval.n_windows,
+    }
+}
+
+/// Adds to `means` what the window with that index, of `of`, gives of the examples that are last in it; the first window puts them there.
+fn add_window(means: &mut Vec<f32>, values: Vec<f32>, window_idx: usize, of: usize) {
+    let share = 1.0 / of as f32;
+    match window_idx {
+        0 => means.extend(values.into_iter().map(|v| v * share)),
+        _ => {
+            let at = means.len().saturating_sub(values.len());
+            means[at..].iter_mut().zip(values).for_each(|(mean, v)| *mean += v * share);
+        }
     }
 }
 

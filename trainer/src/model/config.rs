@@ -342,12 +342,10 @@ impl ModelConfig {
     /// it counts those that a token meets on average.
     pub fn encoder_flops(&self, n_tokens: usize) -> f64 {
         let (d, f, n) = (self.width as f64, self.ffn_width as f64, n_tokens as f64);
-        let dense = self.depth as f64 * n * (8.0 * d * d + 4.0 * d * f + 4.0 * n * d);
-        let more = self.experts.as_ref().map_or(0.0, |experts| {
-            let ffns = experts.ffns_per_token() - 1.0;
-            experts.n_blocks() as f64 * n * (ffns * 4.0 * d * f + 2.0 * d * experts.n() as f64)
-        });
-        dense + more
+        let attention = self.depth as f64 * n * (8.0 * d * d + 4.0 * n * d);
+        let n_sparse = self.experts.as_ref().map_or(0, ExpertsConfig::n_blocks);
+        let dense = (self.depth - n_sparse) as f64 * n * 4.0 * d * f;
+        attention + dense + self.experts.as_ref().map_or(0.0, |e| n_sparse as f64 * e.flops(n, d, f))
     }
 }
 

@@ -115,6 +115,11 @@ impl<D: Backend> Imp<D> {
         Ok(Experts {
             norm: Some(flat("norm_ffn/scale")?),
             router: flat("moe/router/kernel")?,
+            router_scale: self
+                .index
+                .contains_key(&format!("{}/moe/router/scale", layer_name(i)))
+                .then(|| flat("moe/router/scale"))
+                .transpose()?,
             wi: flat("moe/experts/wi/kernel")?,
             wo: flat("moe/experts/wo/kernel")?,
         })

@@ -32,6 +32,8 @@ pub enum Router {
     ExpertChoice,
     /// Tokens choose experts, up to their capacity; the balance loss keeps them apart.
     TokenChoice,
+    /// Nothing is chosen: every slot of an expert is a mean of one example's tokens (Puigcerver et al. 2023, arXiv:2308.00951).
+    Soft,
 }
 
 /// Which tokens compete when nothing is trained.
@@ -59,6 +61,8 @@ pub struct RawExperts {
     pub router: Router,
     /// Experts that a token chooses; `token_choice` only.
     pub top_k: Option<usize>,
+    /// Slots of an expert for each example, whatever its tokens; `soft` only. Absent: one, as in the paper's best models.
+    pub slots: Option<usize>,
     /// Experts that a token meets on average; under `token_choice` the room that experts have for each of a token's choices.
     #[serde(default = "RawExperts::release_capacity_factor")]
     pub capacity_factor: f64,
@@ -96,6 +100,7 @@ impl RawExperts {
             placement: Placement::default(),
             router: Router::default(),
             top_k: None,
+            slots: None,
             capacity_factor: Self::release_capacity_factor(),
             group_tokens: Self::release_group_tokens(),
             z_weight: Self::small_z_weight(),
@@ -134,12 +139,25 @@ impl ExpertsConfig {
         hold(cf.is_finite() && cf > 0.0, "experts.capacity_factor", cf, || "above 0".to_owned())?;
         hold(raw.group_tokens > 0, "experts.group_tokens", raw.group_tokens, || "at least 1".to_owned())?;
         hold(z.is_finite() && z >= 0.0, "experts.z_weight", z, || "0 or more".to_owned())?;
+        let tokens_choose = raw.router == Router::TokenChoice;
+        hold(tokens_choose || raw.top_k.is_none(), "experts.top_k", raw.top_k.unwrap_or(0), || {
+            "absent unless `router = \"token_choice\"`; raise `capacity_factor` where experts choose".to_owned()
+        })?;
+        hold(raw.router == Router::Soft || raw.slots.is_none(), "experts.slots", raw.slots.unwrap_or(0), || {
+            "absent unless `router = \"soft\"`; an expert's capacity follows from `capacity_factor`".to_owned()
+        })?;
         let (choice, usual_balance) = match raw.router {
-            Router::ExpertChoice => {
-                hold(raw.top_k.is_none(), "experts.top_k", raw.top_k.unwrap_or(0), || {
-                    "absent under `expert_choice`, where experts choose; raise `capacity_factor` instead".to_owned()
-                })?;
-                (Choice::Experts, 0.0)
+            Router::ExpertChoice => (Choice::Experts, 0.0),
+            Router::Soft => {
+                let n_slots = raw.slots.unwrap_or(1);
+                hold(n_slots > 0, "experts.slots", n_slots, || "at least 1".to_owned())?;
+                hold(
+                    raw.balance_weight.is_none(),
+                    "experts.balance_weight",
+                    raw.balance_weight.unwrap_or(0.0),
+                    || "absent under `soft`, where nothing is chosen".to_owned(),
+                )?;
+                (Choice::Nobody { n_slots }, 0.0)
             }
             Router::TokenChoice => {
                 let top_k = raw.top_k.unwrap_or(1);
@@ -192,26 +210,41 @@ impl ExpertsConfig {
         }
     }
 
-    /// Experts that have room for a token, on average.
-    fn room_per_token(&self) -> f64 {
+    /// Slots of a block, of all experts together; `None` where tokens are chosen.
+    pub(super) fn slots(&self) -> Option<usize> {
         match self.routing.choice {
-            Choice::Experts => self.routing.capacity_factor,
-            Choice::Tokens { top_k } => top_k as f64 * self.routing.capacity_factor,
+            Choice::Nobody { n_slots } => Some(self.n * n_slots),
+            Choice::Experts | Choice::Tokens { .. } => None,
         }
     }
 
-    /// Feed-forwards that a token goes through in one of these blocks, on average, if experts are used evenly.
-    pub(super) fn ffns_per_token(&self) -> f64 {
-        let most = match self.routing.choice {
-            Choice::Experts => self.n,
-            Choice::Tokens { top_k } => top_k,
-        };
-        self.room_per_token().min(most as f64)
+    /// Experts that have room for a token, on average; `None` where nothing is chosen.
+    fn room_per_token(&self) -> Option<f64> {
+        match self.routing.choice {
+            Choice::Experts => Some(self.routing.capacity_factor),
+            Choice::Tokens { top_k } => Some(top_k as f64 * self.routing.capacity_factor),
+            Choice::Nobody { .. } => None,
+        }
+    }
+
+    /// Multiply-adds times two of one of these blocks' experts and their router, for one example of `n_tokens` tokens, if experts are used
+    /// evenly; `d` and `f` are the widths.
+    pub(super) fn flops(&self, n_tokens: f64, d: f64, f: f64) -> f64 {
+        let (ffn, e) = (4.0 * d * f, self.n as f64);
+        match self.routing.choice {
+            Choice::Experts => n_tokens * (self.routing.capacity_factor.min(e) * ffn + 2.0 * d * e),
+            Choice::Tokens { top_k } => {
+                let k = top_k as f64;
+                n_tokens * ((k * self.routing.capacity_factor).min(k) * ffn + 2.0 * d * e)
+            }
+            // The router, tokens into slots, and slots back.
+            Choice::Nobody { n_slots } => e * n_slots as f64 * (ffn + 6.0 * n_tokens * d),
+        }
     }
 
     /// Whether an embedding depends on what it is computed with.
     pub fn depends_on_batch(&self) -> bool {
-        self.eval_groups == EvalGroups::Batch
+        self.eval_groups == EvalGroups::Batch && self.slots().is_none()
     }
 }
 
@@ -245,7 +278,7 @@ impl ModelConfig {
         if purpose == Purpose::Embed && routing.groups != Groups::PerExample {
             return Ok(());
         }
-        let room = experts.room_per_token();
+        let Some(room) = experts.room_per_token() else { return Ok(()) };
         let least = routing.groups.ranges(n, n_tokens).into_iter().map(|g| g.len()).min().unwrap_or(0);
         hold(capacity(room, least, experts.n) > 0, "experts.capacity_factor", routing.capacity_factor, || {
             format!(
@@ -324,7 +357,16 @@ mod tests {
             (RawExperts { z_weight: -1.0, ..of(4) }, "`train.model.experts.z_weight` is -1"),
             (
                 RawExperts { top_k: Some(2), ..of(4) },
-                "`train.model.experts.top_k` is 2, must be absent under `expert_choice`",
+                "`train.model.experts.top_k` is 2, must be absent unless `router = \"token_choice\"`",
+            ),
+            (RawExperts { slots: Some(2), ..of(4) }, "`train.model.experts.slots` is 2, must be absent unless"),
+            (
+                RawExperts { slots: Some(0), router: Router::Soft, ..of(4) },
+                "`train.model.experts.slots` is 0, must be at least 1",
+            ),
+            (
+                RawExperts { balance_weight: Some(0.1), router: Router::Soft, ..of(4) },
+                "`train.model.experts.balance_weight` is 0.1, must be absent under `soft`",
             ),
             (
                 RawExperts { top_k: Some(5), router: Router::TokenChoice, ..of(4) },

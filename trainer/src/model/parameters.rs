@@ -111,8 +111,14 @@ impl ModelConfig {
             list.norm(&format!("{layer}/norm_ffn"), d, false);
             match self.experts.as_ref().filter(|_| self.is_sparse(i)) {
                 Some(experts) => {
-                    let n = experts.n();
-                    list.push(format!("{layer}/moe/router/kernel"), &[d, n], Init::Normal(ROUTER_STD));
+                    let (n, slots) = (experts.n(), experts.slots());
+                    // A soft router's columns are brought to unit length: what counts is where they point.
+                    let std = if slots.is_some() { 1.0 / (d as f64).sqrt() } else { ROUTER_STD };
+                    let columns = slots.unwrap_or(n);
+                    list.push(format!("{layer}/moe/router/kernel"), &[d, columns], Init::Normal(std));
+                    if slots.is_some() {
+                        list.push(format!("{layer}/moe/router/scale"), &[1], Init::Constant(1.0));
+                    }
                     list.push(format!("{layer}/moe/experts/wi/kernel"), &[n, d, f], Init::Lecun);
                     list.push(format!("{layer}/moe/experts/wo/kernel"), &[n, f, d], Init::Lecun);
                 }

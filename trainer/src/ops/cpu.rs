@@ -2,6 +2,7 @@
 
 use dfdx::prelude::{Cpu, CpuError, Gradients, Tape};
 
+use super::experts::Choice;
 use super::*;
 
 impl Backend for Cpu {
@@ -82,7 +83,10 @@ impl Backend for Cpu {
         layer: &Experts<Self>,
         routing: &Routing,
     ) -> Result<Routed<Self, T>, CpuError> {
-        experts::fused(x, layer, routing)
+        match routing.choice {
+            Choice::Nobody { n_slots } => experts::soft::layer(x, layer, routing, n_slots),
+            Choice::Experts | Choice::Tokens { .. } => experts::fused(x, layer, routing),
+        }
     }
 
     fn attention<T: Tape<f32, Self>>(

@@ -7,10 +7,12 @@
 //! `y[t] = sum of p[t, e] gelu(h[t] Wi[e]) Wo[e]` over the experts that took `t`: not renormalised, and a token that nobody took gets
 //! nothing. With a LayerNorm the layer is `x + y`, `h = LN(x)`, so that such a token passes by the residual.
 //! Source: Zhou et al. 2022, arXiv:2202.09368 (expert choice); Fedus et al. 2021, arXiv:2101.03961 (token choice, balance loss);
-//! Zoph et al. 2022, arXiv:2202.08906 (router z-loss); group sizes and rounding as in the authors' release.
+//! Zoph et al. 2022, arXiv:2202.08906 (router z-loss); group sizes and rounding as in the authors' release. Soft experts, where nothing is
+//! chosen, are in [`soft`].
 
 pub mod choose;
 mod host;
+pub(super) mod soft;
 
 use dfdx::prelude::*;
 
@@ -26,8 +28,10 @@ pub(crate) use host::route;
 pub struct Experts<D: Storage<f32>> {
     /// LayerNorm before the layer, with the residual around it; `None` for the layer alone.
     pub norm: Option<Flat<D>>,
-    /// `[width, experts]`
+    /// `[width, experts]`; of soft experts `[width, experts * slots]`
     pub router: Flat<D>,
+    /// `[1]`, of soft experts: the greatest logit there can be.
+    pub router_scale: Option<Flat<D>>,
     /// `[experts, width, hidden]`
     pub wi: Flat<D>,
     /// `[experts, hidden, width]`

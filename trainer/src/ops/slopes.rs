@@ -165,6 +165,31 @@ fn experts_layer(a: &Arrays, routing: &Routing, (n, t, d): (usize, usize, usize)
     y
 }
 
+/// Arrays: x, scale, router, the router's scale, wi, wo; `t` tokens an example.
+fn soft_layer(a: &Arrays, e: usize, n_slots: usize, (t, d): (usize, usize)) -> Vec<f64> {
+    let (slots, f) = (e * n_slots, a[4].len() / (e * d));
+    let h = layer_norm(&a[0], &a[1], &[]);
+    let length = |s: usize| (0..d).map(|i| a[2][i * slots + s].powi(2)).sum::<f64>().sqrt() + EPS;
+    let columns: Vec<f64> = (0..d * slots).map(|i| a[3][0] * a[2][i] / length(i % slots)).collect();
+    let logits = product(&unit_rows(&h, d), &columns, d);
+    let mut y = a[0].clone();
+    for (example, (h, y)) in h.chunks(t * d).zip(y.chunks_mut(t * d)).enumerate() {
+        let l = |token: usize, slot: usize| logits[(example * t + token) * slots + slot];
+        for slot in 0..slots {
+            let into = softmax(&(0..t).map(|token| l(token, slot)).collect::<Vec<_>>());
+            let mixed: Vec<f64> = (0..d).map(|i| (0..t).map(|token| into[token] * h[token * d + i]).sum()).collect();
+            let of = slot / n_slots * d * f..(slot / n_slots + 1) * d * f;
+            let hidden: Vec<f64> = product(&mixed, &a[4][of.clone()], d).into_iter().map(gelu).collect();
+            let out = product(&hidden, &a[5][of], f);
+            for (token, y) in y.chunks_mut(d).enumerate() {
+                let back = softmax(&(0..slots).map(|slot| l(token, slot)).collect::<Vec<_>>())[slot];
+                y.iter_mut().zip(&out).for_each(|(y, out)| *y += back * out);
+            }
+        }
+    }
+    y
+}
+
 /// Arrays: u, v, temperature.
 fn nce_loss(a: &Arrays, form: TemperatureForm, n: usize, (n_u, n_v): (usize, usize), d: usize) -> f64 {
     let (u, v) = (unit_rows(&a[0], d), unit_rows(&a[1], d));
@@ -269,7 +294,13 @@ fn experts_and_their_routers_losses() {
         };
         let w = weights(rng, n * t * d + 1);
         let l = leaves(&a);
-        let layer = Experts { norm: Some(l[1].clone()), router: l[2].clone(), wi: l[3].clone(), wo: l[4].clone() };
+        let layer = Experts {
+            norm: Some(l[1].clone()),
+            router: l[2].clone(),
+            router_scale: None,
+            wi: l[3].clone(),
+            wo: l[4].clone(),
+        };
         let routed = Cpu::experts(l[0].retaped::<Owned>().reshape_like(&(n, t, d)), &layer, &routing).unwrap();
         let to_host: Vec<f32> = w.iter().map(|&w| w as f32).collect();
         let on_tokens = Cpu::default().tensor_from_vec(to_host[..n * t * d].to_vec(), (n, t, d));
@@ -278,6 +309,39 @@ fn experts_and_their_routers_losses() {
         let mut grads = loss.backward();
         let grads: Vec<Vec<f32>> = l.iter().map(|l| grads.get_or_alloc_mut(l).unwrap().to_vec()).collect();
         check("experts", &a, &w, &|a| experts_layer(a, &routing, (n, t, d)), &grads);
+    }
+}
+
+#[test]
+fn soft_experts() {
+    for seed in 0..3 {
+        let rng = &mut rng_for(seed, Role::Synth, &[26]);
+        let (n, t, d, f, e, n_slots) = (2, 4, 5, 6, 3, 2);
+        let sizes = [n * t * d, d, d * e * n_slots, 1, e * d * f, e * f * d];
+        let a = arrays(rng, &sizes.map(|n| (n, 0.7)));
+        let routing = Routing {
+            n_experts: e,
+            choice: Choice::Nobody { n_slots },
+            capacity_factor: 1.0,
+            groups: Groups::OfAtMost(7),
+            z_weight: 0.5,
+            balance_weight: 0.0,
+        };
+        let (w, l) = (weights(rng, n * t * d), leaves(&a));
+        let layer = Experts {
+            norm: Some(l[1].clone()),
+            router: l[2].clone(),
+            router_scale: Some(l[3].clone()),
+            wi: l[4].clone(),
+            wo: l[5].clone(),
+        };
+        let routed = Cpu::experts(l[0].retaped::<Owned>().reshape_like(&(n, t, d)), &layer, &routing).unwrap();
+        let want = soft_layer(&a, e, n_slots, (t, d));
+        for (got, want) in routed.tokens.as_vec().into_iter().zip(&want) {
+            assert!((f64::from(got) - want).abs() < 1e-5, "{got}, want {want}");
+        }
+        assert!((routed.stats.usage.iter().sum::<f32>() - 1.0).abs() < 1e-5);
+        check("soft experts", &a, &w, &|a| soft_layer(a, e, n_slots, (t, d)), &gradients(routed.tokens, &w, &l));
     }
 }
 

@@ -102,6 +102,7 @@ fn fused_experts_are_the_stock_experts() {
         let (n, t, e) = (size(rng, 1, 9), size(rng, 1, 30), size(rng, 1, 7));
         let (d, f) = (size(rng, 4, 40), size(rng, 3, 70));
         let layer = Experts {
+            router_scale: None,
             norm: (seed % 3 != 0).then(|| normal(rng, d, 1.0)),
             router: normal(rng, d * e, 1.0 / (d as f64).sqrt()),
             wi: normal(rng, e * d * f, 1.0 / (d as f64).sqrt()),
@@ -140,6 +141,7 @@ fn a_token_that_no_expert_takes_passes_by_and_the_order_of_examples_changes_noth
         let rng = &mut rng_for(seed, Role::Synth, &[7]);
         let (n, t, e, d, f) = (5, size(rng, 2, 9), 4, 12, 20);
         let layer = Experts {
+            router_scale: None,
             norm: Some(normal(rng, d, 1.0)),
             router: normal(rng, d * e, 1.0),
             wi: normal(rng, e * d * f, 0.3),

@@ -24,6 +24,7 @@ fn experts_are_the_references() {
         let n_groups = setting(&golden, &at("cfg/n_groups")) as usize;
         let group = n * t / n_groups;
         let layer = Experts {
+            router_scale: None,
             norm: None,
             router: flat(&golden, &at("param/router/kernel")),
             wi: flat(&golden, &at("param/experts/wi/kernel")),

@@ -98,6 +98,7 @@ fn check_blocks(golden: &Golden, model: &Imp<Cpu>, stream: Stream, mut x: Tokens
         if model.config.experts.as_ref().unwrap().is_sparse(i) {
             let flat = |name: &str| super::flat(golden, &format!("{at}/{name}"));
             let layer = Experts {
+                router_scale: None,
                 norm: Some(flat("norm_ffn/scale")),
                 router: flat("moe/router/kernel"),
                 wi: flat("moe/experts/wi/kernel"),

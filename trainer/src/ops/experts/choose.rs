@@ -16,6 +16,8 @@ pub enum Choice {
     /// Each token goes to its most probable experts, first choices before second, in the order of the tokens, as long as they have
     /// room.
     Tokens { top_k: usize },
+    /// Nobody: every slot of an expert is a mean of an example's tokens; see [`super::soft`].
+    Nobody { n_slots: usize },
 }
 
 /// Which tokens compete with each other.
@@ -66,6 +68,7 @@ pub(in crate::ops) fn assign(probs: &[f32], routing: &Routing, sizes: (usize, us
                     tokens.extend(chosen.into_iter().map(|token| group.start as u32 + token));
                 }
             }
+            Choice::Nobody { .. } => {}
             Choice::Tokens { top_k } => {
                 let capacity = capacity(routing.capacity_factor * top_k as f64, group.len(), e);
                 let orders: Vec<Vec<u32>> =
