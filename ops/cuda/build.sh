@@ -31,7 +31,8 @@ export CUDA_PATH="$cuda" CUDA_ROOT="$cuda" CUDA_COMPUTE_CAP="${capability/./}"
 export PATH="$kit/bin:$cuda/bin:$PATH"
 
 if [ -n "$check" ]; then
-  cargo check -p imp-trainer --features cuda
+  # The whole workspace, so that nothing is built by other features than its own check has.
+  cargo check --workspace --features imp-trainer/cuda
   exit
 fi
 

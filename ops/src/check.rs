@@ -15,7 +15,7 @@ const CHECKS: [Check; 4] = [
     (&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"], &[]),
     (&["doc", "--workspace", "--no-deps"], &[("RUSTDOCFLAGS", "-D warnings")]),
     // The stand-in for the toolkit lets the CUDA code be type-checked anywhere.
-    (&["check", "-p", "imp-trainer", "--features", "cuda-check"], &[]),
+    (&["check", "--workspace", "--features", "imp-trainer/cuda-check"], &[]),
 ];
 
 /// Runs every check.

@@ -13,6 +13,7 @@ use crate::model::{Imp, ModelConfig, ModelError, RawExperts, RawModel, Stream};
 use crate::objective::Goal;
 use crate::ops::Backend;
 use crate::optim::{AdamW, AdamWSettings};
+use crate::plan::{self, Keeping};
 
 /// Sides of a patch, and frames that a picture fills by repetition.
 const TUBE: [usize; 3] = [4, 16, 16];
@@ -65,6 +66,8 @@ pub struct BenchLine {
     pub nce_last: f32,
     /// Greatest memory in use at once: the device's, or the process's.
     pub peak_mib: u64,
+    /// What `imp-train plan` says of such a run.
+    pub planned_mib: u64,
     /// Name, launches and seconds of each kernel of one more step, if that was asked for.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub kernels: Vec<(String, usize, f64)>,
@@ -152,7 +155,7 @@ pub trait Probe {
     }
 }
 
-/// Trains for some steps and says how long they took. `peer` names the device and precision.
+/// Trains for some steps and says how long they took. `peer` names the device and precision, `keeping` says what the device keeps.
 ///
 /// # Errors
 /// Sizes that cannot be, or the device failed.
@@ -160,6 +163,7 @@ pub fn run<D: Backend>(
     dev: &D,
     options: &BenchOptions,
     peer: String,
+    keeping: Keeping,
     probe: &impl Probe,
 ) -> Result<BenchLine, ModelError> {
     let [rows, columns] = options.grid();
@@ -245,6 +249,8 @@ pub fn run<D: Backend>(
         nce_first: losses.first().copied().unwrap_or(f32::NAN),
         nce_last: losses.last().copied().unwrap_or(f32::NAN),
         peak_mib,
+        planned_mib: (plan::state_mib(config.n_parameters(), 1, false, keeping.precision)
+            + keeping.mib(&config, &[(*n, *visual_tokens), (*n, *text_tokens)])) as u64,
         kernels,
     })
 }
@@ -254,6 +260,7 @@ mod tests {
     use dfdx::prelude::Cpu;
 
     use super::*;
+    use crate::ops::Precision;
 
     fn options() -> BenchOptions {
         BenchOptions {
@@ -285,6 +292,8 @@ mod tests {
         assert_eq!(options().model().unwrap().n_parameters(), 545_965_313);
     }
 
+    const KEEPING: Keeping = Keeping { precision: Precision::F32, recompute: false, on_cpu: true };
+
     struct Nothing;
 
     impl Probe for Nothing {
@@ -298,14 +307,14 @@ mod tests {
         let small =
             BenchOptions { depth: 1, width: 32, heads: 1, ffn_width: 64, visual_tokens: 4, batch: 2, ..options() };
         let small = BenchOptions { sparse_blocks: 0, steps: 3, ..small };
-        let line = run(&Cpu::default(), &small, "imp".to_owned(), &Nothing).unwrap();
+        let line = run(&Cpu::default(), &small, "imp".to_owned(), KEEPING, &Nothing).unwrap();
         assert_eq!(line.n, 3);
         assert!(line.min <= line.value && line.value <= line.max && line.nce_first.is_finite());
         let odd = BenchOptions { visual_tokens: 6, ..small.clone() };
-        assert!(run(&Cpu::default(), &odd, "imp".to_owned(), &Nothing).is_ok());
+        assert!(run(&Cpu::default(), &odd, "imp".to_owned(), KEEPING, &Nothing).is_ok());
         let none = BenchOptions { visual_tokens: 7, ..small };
         assert!(matches!(
-            run(&Cpu::default(), &none, "imp".to_owned(), &Nothing),
+            run(&Cpu::default(), &none, "imp".to_owned(), KEEPING, &Nothing),
             Err(ModelError::Values { found: 7, .. })
         ));
     }

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::eval::PromptSet;
 use crate::model::{ModelError, RawModel};
 use crate::ops::Precision;
-use crate::optim::AdamWSettings;
+use crate::optim::{AdamWSettings, Moments};
 use crate::schedule::{RawSchedule, Schedule, ScheduleError};
 
 /// The `[train]` table as it stands.
@@ -236,6 +236,10 @@ impl TryFrom<RawTrain> for TrainConfig {
             let rule = "absent where `train.accumulate` is above 1";
             return Err(ConfigError::Value { key: "micro_batch".to_owned(), found: found.to_string(), rule });
         }
+        if raw.optimizer.moments == Moments::PerTask && raw.accumulate > 1 {
+            let rule = "shared where `train.accumulate` is above 1: an update then has gradients of several tasks";
+            return Err(ConfigError::Value { key: "optimizer.moments".to_owned(), found: "per-task".to_owned(), rule });
+        }
         raw.optimizer.check()?;
         if raw.precision == Precision::Bf16 && raw.device == "cpu" {
             let rule = "f32 where `train.device` is `cpu`; bf16 products need tensor cores";
@@ -386,6 +390,10 @@ mod tests {
             ("accumulate = 0", "`train.accumulate` is 0"),
             ("accumulate = 7", "`train.steps` is 60, must be a multiple of `train.accumulate`"),
             ("accumulate = 4", "`train.checkpoint_every` is 2, must be a multiple of `train.accumulate`"),
+            (
+                "accumulate = 2\noptimizer.moments = \"per-task\"",
+                "`train.optimizer.moments` is per-task, must be shared",
+            ),
             ("accumulate = 2\nmicro_batch = 3", "`train.micro_batch` is 3, must be absent"),
         ];
         for (line, wanted) in cases {

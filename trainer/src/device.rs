@@ -11,7 +11,7 @@ use crate::config::TrainConfig;
 use crate::eval::{self, EvalError, Score, Scores};
 use crate::model::ModelError;
 use crate::ops::{self, Precision};
-use crate::plan::Ceiling;
+use crate::plan::{Ceiling, Keeping};
 use crate::search::{self, Embeddings, Found, Query, SearchError};
 use crate::selftest::{self, Check};
 use crate::train::{self, Fitted, TrainError};
@@ -81,10 +81,11 @@ pub fn bench(name: &str, precision: Precision, options: &BenchOptions) -> Result
         Precision::Bf16 => "bf16",
     };
     let peer = format!("imp-{}-{label}", name.split(':').next().unwrap_or(name));
+    let keeping = Keeping { precision, recompute: false, on_cpu: name == "cpu" };
     match open_as(name, precision, options.threads, options.seed)? {
-        Device::Cpu(dev) => Ok(bench::run(&dev, options, peer, &Host)?),
+        Device::Cpu(dev) => Ok(bench::run(&dev, options, peer, keeping, &Host)?),
         #[cfg(feature = "cuda")]
-        Device::Cuda(dev) => Ok(bench::run(&dev, options, peer, &dev)?),
+        Device::Cuda(dev) => Ok(bench::run(&dev, options, peer, keeping, &dev)?),
     }
 }
 

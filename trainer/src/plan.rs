@@ -13,6 +13,7 @@ use serde::Serialize;
 use crate::config::TrainConfig;
 use crate::model::{ModelConfig, Stream};
 use crate::ops::Precision;
+use crate::optim::Moments;
 use crate::train::{self, TrainError, sequences_by_stream};
 
 /// A run, before it runs. Shares of tasks and views are those of its first step: phases may change them.
@@ -94,19 +95,48 @@ pub fn of(config: &TrainConfig, store: &Store) -> Result<Plan, TrainError> {
     let flops_per_step = mean(|view| view.flops);
     let tokens_per_step = mean(|view| (view.n * view.tokens.iter().map(|(_, n)| n).sum::<usize>()) as f64);
     let n = model.n_parameters();
-    let copies = 4.0 + f64::from(u8::from(config.optimizer.ema > 0.0));
-    let mirrors = if config.precision == Precision::Bf16 { 1.5 } else { 0.0 };
+    let pairs = if config.optimizer.moments == Moments::PerTask { tasks.len() } else { 1 };
+    let averages = config.optimizer.ema > 0.0;
+    let copies = 4.0 + f64::from(u8::from(averages));
     Ok(Plan {
         n_parameters: n,
         n_encoder_parameters: model.n_encoder_parameters(),
         flops_per_step,
         tokens_per_step,
         flops: flops_per_step * config.steps as f64,
-        state_mib: n as f64 * 4.0 * (copies + mirrors) / MIB,
+        state_mib: state_mib(n, pairs, averages, config.precision),
         // The gradient is read; the parameter, its moments, and the mean if there is one, are read and written.
         update_bytes: n as f64 * 4.0 * (2.0 * copies - 1.0) / config.accumulate as f64,
         tasks,
     })
+}
+
+/// MiB of so many parameters, their gradients, `pairs` of moments, the mean if there is one, and on CUDA the mirrors.
+pub(crate) fn state_mib(n_parameters: usize, pairs: usize, averages: bool, precision: Precision) -> f64 {
+    let mirrors = if precision == Precision::Bf16 { 1.5 } else { 0.0 };
+    let copies = 2.0 + 2.0 * pairs as f64 + f64::from(u8::from(averages)) + mirrors;
+    n_parameters as f64 * 4.0 * copies / MIB
+}
+
+/// What decides how much a step keeps until its way back.
+#[derive(Debug, Clone, Copy)]
+pub struct Keeping {
+    pub precision: Precision,
+    pub recompute: bool,
+    pub on_cpu: bool,
+}
+
+impl Keeping {
+    /// MiB that the encoder keeps of its calls in one step, each of so many sequences of so many tokens.
+    pub(crate) fn mib(self, model: &ModelConfig, calls: &[(usize, usize)]) -> f64 {
+        let bytes = |n_tokens: usize| match self.recompute {
+            true => model.kept_inputs_bytes(n_tokens),
+            false => model.kept_bytes(n_tokens, self.precision),
+        };
+        // On the CPU each call has the blocks' weights beside it until its way back. What stock ops keep on CUDA in f32 is not told.
+        let weights = if self.on_cpu { model.block_bytes() } else { 0.0 };
+        calls.iter().map(|&(n, n_tokens)| n as f64 * bytes(n_tokens) + weights).sum::<f64>() / MIB
+    }
 }
 
 fn of_task(config: &TrainConfig, model: &ModelConfig, task: &Task, share: f64) -> TaskPlan {
@@ -115,17 +145,13 @@ fn of_task(config: &TrainConfig, model: &ModelConfig, task: &Task, share: f64) -
         let sequences = sequences_by_stream(view, config.mixture.patching());
         // A part of the batch is in the encoder at a time.
         let at_once = config.micro_batch.map_or(view.n(), |most| most.min(view.n()));
-        let bytes = |n_tokens: usize| match config.recompute {
-            true => model.kept_inputs_bytes(n_tokens),
-            false => model.kept_bytes(n_tokens, config.precision),
-        };
-        let kept = |&(_, n, n_tokens): &(_, usize, usize)| (at_once * n) as f64 * bytes(n_tokens);
-        // On the CPU each call has the blocks' weights beside it until its way back. What stock ops keep on CUDA in f32 is not told.
-        let weights = if config.device == "cpu" { model.block_bytes() } else { 0.0 };
-        let kept = sequences.iter().map(|call| kept(call) + weights).sum::<f64>();
+        let calls: Vec<(usize, usize)> = sequences.iter().map(|&(_, n, n_tokens)| (at_once * n, n_tokens)).collect();
+        let keeping =
+            Keeping { precision: config.precision, recompute: config.recompute, on_cpu: config.device == "cpu" };
+        let kept_mib = keeping.mib(model, &calls);
         let flops = step_flops(model, task.objectives().has_nce(), view.n(), &sequences);
         let tokens = sequences.into_iter().map(|(stream, n, n_tokens)| (stream, n * n_tokens)).collect();
-        ViewPlan { share: view.weight() / all, n: view.n(), tokens, flops, kept_mib: kept / MIB }
+        ViewPlan { share: view.weight() / all, n: view.n(), tokens, flops, kept_mib }
     });
     TaskPlan { name: task.name().to_owned(), share, views: views.collect() }
 }

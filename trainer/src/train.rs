@@ -94,7 +94,7 @@ pub fn fit<D: Backend>(
         checkpoint::load_model(run, meta, &mut model)?;
     }
     // A mean that the run did not keep before begins with the parameters that it has now.
-    let mut optimizer = AdamW::new(&model, config.optimizer)?;
+    let mut optimizer = AdamW::for_tasks(&model, config.optimizer, config.mixture.tasks().len())?;
     if let Some(meta) = &start {
         checkpoint::load_optimizer(run, meta, &mut optimizer)?;
     }
@@ -137,7 +137,7 @@ pub fn fit<D: Backend>(
         };
         let Loss { value, grads, routing } = loss.map_err(failed)?;
         let grad_norm = match (step + 1).is_multiple_of(config.accumulate) {
-            true => optimizer.step(&mut model, grads, lr).map_err(failed)?.grad_norm,
+            true => optimizer.step_of(batch.task_idx, &mut model, grads, lr).map_err(failed)?.grad_norm,
             false => {
                 before = Some(grads);
                 0.0

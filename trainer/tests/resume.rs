@@ -37,13 +37,14 @@ fn a_run_killed_at_random_moments_does_the_steps_of_one_that_was_left_alone() {
     check(&|text| text);
 }
 
-/// With everything that a step may have besides: experts, a mean of the parameters, batches in parts.
+/// With everything that a step may have besides: experts, a mean of the parameters, moments of each task, batches in parts.
 #[test]
 fn so_does_a_sparse_run_that_averages_its_parameters_and_takes_batches_in_parts() {
     check(&|text| {
         let sparse = "experts = { n = 2, blocks = 1, group_tokens = 64 }\n\n[train.schedule]";
         let text = text.replace("\n[train.schedule]", sparse);
-        let text = text.replace("[train.loader]", "[train.optimizer]\nema = 0.99\n\n[train.loader]");
+        let optimizer = "[train.optimizer]\nema = 0.99\nmoments = \"per-task\"\n\n[train.loader]";
+        let text = text.replace("[train.loader]", optimizer);
         text.replace("keep_checkpoints = 2", "keep_checkpoints = 2\nmicro_batch = 3")
     });
 }

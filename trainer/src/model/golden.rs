@@ -11,7 +11,7 @@ use super::tests::tiny;
 use super::*;
 use crate::objective;
 use crate::ops::{self, Backend, Block, FeedForward, Flat, Linear, Mask, Norm, Positions, TemperatureForm, nce};
-use crate::optim::{AdamW, AdamWSettings};
+use crate::optim::{AdamW, AdamWSettings, Moments};
 use crate::schedule::{RawSchedule, Schedule};
 
 type Tape = OwnedTape<f32, Cpu>;
@@ -497,6 +497,7 @@ fn ten_updates_are_the_references() {
             b2: cfg("b2"),
             eps: cfg("eps"),
             ema: 0.0,
+            moments: Moments::Shared,
         };
         let mut optimizer = AdamW::new(&model, settings).unwrap();
         let rates = golden.f32s(&at("lr")).unwrap();

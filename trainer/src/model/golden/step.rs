@@ -12,7 +12,7 @@ use crate::model::{Grads, HostTokens, Imp, ModelConfig, Preset, RawExperts, RawM
 use crate::objective::nce::{Pair, mean_over_pairs};
 use crate::ops::experts::{self, Groups};
 use crate::ops::{Backend, Experts, Mask, Routed, TemperatureForm, Tokens, nce};
-use crate::optim::{AdamW, AdamWSettings};
+use crate::optim::{AdamW, AdamWSettings, Moments};
 
 /// The model of a step file; its parameters are loaded by name.
 fn model_of(golden: &Golden) -> Imp<Cpu> {
@@ -195,6 +195,7 @@ fn check_update(golden: &Golden, model: &mut Imp<Cpu>, grads: Gradients<f32, Cpu
         b2: cfg("b2"),
         eps: cfg("eps"),
         ema: 0.0,
+        moments: Moments::Shared,
     };
     let mut optimizer = AdamW::new(model, settings).unwrap();
     let update = optimizer.step(model, Grads(grads), cfg("lr")).unwrap();

@@ -1,0 +1,22 @@
+//! `imp-train bench` as a program of its own: what a step takes of memory is what `imp-train plan` said.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
+use std::process::Command;
+
+use serde_json::Value;
+
+#[test]
+fn the_peak_of_memory_is_within_a_tenth_of_what_was_planned() {
+    for more in [&["--visual-tokens", "64"][..], &["--visual-tokens", "256", "--moe-layers", "2", "--experts", "4"]] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_imp-train"));
+        command.args([
+            "bench", "--json", "--layers", "6", "--dim", "256", "--ffn", "1024", "--heads", "4", "--batch", "32",
+        ]);
+        let output = command.args(["--steps", "3", "--warmup", "1"]).args(more).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let line: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let [peak, planned] = ["peak_mib", "planned_mib"].map(|key| line[key].as_f64().unwrap());
+        assert!(planned > 250.0 && (peak / planned - 1.0).abs() < 0.1, "{more:?}: {peak} MiB, planned {planned}");
+    }
+}
