@@ -204,11 +204,15 @@ impl Listing {
     }
 
     fn unit(&self, unit: usize, depth: Depth) -> Result<Found, IngestError> {
-        match &self.body {
+        let mut found = match &self.body {
             Body::Folder(listing) => listing.read(unit),
             Body::Table(listing) => listing.read(unit, depth),
             Body::Containers(containers) => containers.read(unit, &self.corpus, depth),
+        }?;
+        if let Some(separator) = &self.corpus.label_separator {
+            found.candidates.iter_mut().for_each(|candidate| candidate.wording.split_labels(separator));
         }
+        Ok(found)
     }
 }
 

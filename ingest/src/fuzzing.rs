@@ -218,10 +218,10 @@ impl Offer {
             let Seen { key, source, wording, split, .. } = seen;
             assert!(!key.is_empty(), "{seen:?}: its key");
             assert!(wording.captions.iter().all(|caption| is_text(caption)), "{seen:?}: its captions");
-            assert!(wording.label.as_deref().is_none_or(is_text), "{seen:?}: its label");
+            assert!(wording.labels.iter().all(|label| is_text(label)), "{seen:?}: its labels");
             assert!(split.as_deref().is_none_or(is_text), "{seen:?}: its split");
             let path = if seen.is_listed {
-                assert!(wording.captions.len() + usize::from(wording.label.is_some()) > 0, "{seen:?}: no words");
+                assert!(wording.captions.len() + wording.labels.len() > 0, "{seen:?}: no words");
                 assert!(once.insert((key.as_str(), source.as_str())), "{seen:?} stands twice");
                 source
             } else {
@@ -254,12 +254,12 @@ impl Offer {
         let (n_surveyed, n_candidates) = (surveyed.len(), self.candidates.len());
         assert!(n_surveyed <= n_candidates + self.rejects.len(), "{n_surveyed} with words of {:?}", self.counts());
         assert!(!is_tar(name) || n_surveyed == n_candidates, "{n_surveyed} with words of {:?}", self.counts());
-        let mut left: BTreeMap<(Vec<String>, Option<String>), usize> = BTreeMap::new();
-        for Wording { captions, label } in surveyed {
-            *left.entry((captions, label)).or_default() += 1;
+        let mut left: BTreeMap<(Vec<String>, Vec<String>), usize> = BTreeMap::new();
+        for Wording { captions, labels } in surveyed {
+            *left.entry((captions, labels)).or_default() += 1;
         }
         for seen in &self.candidates {
-            let wording = (seen.wording.captions.clone(), seen.wording.label.clone());
+            let wording = (seen.wording.captions.clone(), seen.wording.labels.clone());
             let n = left.get_mut(&wording).filter(|n| **n > 0);
             *n.unwrap_or_else(|| panic!("{seen:?}: its words were not surveyed")) -= 1;
         }

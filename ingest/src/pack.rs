@@ -58,15 +58,17 @@ pub(crate) struct Row {
     key: String,
     source: String,
     captions: Vec<String>,
-    label: Option<(i32, String)>,
+    /// Ids and names, the first label first.
+    labels: Vec<(i32, String)>,
     record: Record,
 }
 
 impl Row {
     pub(crate) fn new(planned: &Planned, classes: &[String], record: Record) -> Self {
-        let label = planned.label_id.and_then(|id| Some((i32::try_from(id).ok()?, classes.get(id)?.clone())));
+        let label = |&id: &usize| Some((i32::try_from(id).ok()?, classes.get(id)?.clone()));
+        let labels = planned.label_ids.iter().filter_map(label).collect();
         let key = format!("{}{}", planned.key, record.key_suffix);
-        Self { key, source: planned.source.clone(), captions: record.captions.clone(), label, record }
+        Self { key, source: planned.source.clone(), captions: record.captions.clone(), labels, record }
     }
 }
 

@@ -5,7 +5,7 @@
 //! sorted by class does not lie class by class in its row groups, and a new record moves no other.
 //! Never: reads a medium.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use imp_schemas::reject::{Reject, RejectReason};
@@ -26,8 +26,8 @@ pub(crate) struct Planned {
     pub(crate) row: u64,
     pub(crate) listed_in: Option<Arc<str>>,
     pub(crate) captions: Vec<String>,
-    /// Index into [`Classes::names`].
-    pub(crate) label_id: Option<usize>,
+    /// Indices into [`Classes::names`], distinct.
+    pub(crate) label_ids: Vec<usize>,
     pub(crate) medium: Place,
 }
 
@@ -91,24 +91,27 @@ impl Classes {
         })
     }
 
-    /// The class of `wording`, if it has one, and its captions: its own, or sentences about the class, or the corpus's.
+    /// The classes of `wording`, each once, and its captions: its own, or sentences about the classes, or the corpus's.
     ///
     /// # Errors
-    /// The class is not in the list.
-    pub(crate) fn settle(
-        &self,
-        corpus: &CorpusConfig,
-        wording: Wording,
-    ) -> Result<(Vec<String>, Option<usize>), Refusal> {
-        let Wording { mut captions, label } = wording;
-        let label_id = label.map(|label| self.id(&label)).transpose()?;
-        if let (true, Some(id)) = (captions.is_empty(), label_id) {
-            captions = captions_from(&corpus.caption_from_label, &self.names[id]);
+    /// A class is not in the list.
+    pub(crate) fn settle(&self, corpus: &CorpusConfig, wording: Wording) -> Result<(Vec<String>, Vec<usize>), Refusal> {
+        let Wording { mut captions, labels } = wording;
+        let (mut label_ids, mut seen) = (Vec::new(), HashSet::new());
+        for label in &labels {
+            let id = self.id(label)?;
+            if seen.insert(id) {
+                label_ids.push(id);
+            }
+        }
+        if captions.is_empty() && !label_ids.is_empty() {
+            let names: Vec<&str> = label_ids.iter().map(|&id| self.names[id].as_str()).collect();
+            captions = captions_from(&corpus.caption_from_label, &names);
         }
         if captions.is_empty() {
             captions.clone_from(&corpus.caption_if_none);
         }
-        Ok((captions, label_id))
+        Ok((captions, label_ids))
     }
 }
 
@@ -125,12 +128,12 @@ pub(crate) fn plan(corpus: &CorpusConfig, found: Found, classes: &Classes) -> Re
         let split = split_of(corpus, &candidate)?;
         let Candidate { key, source, row, listed_in, wording, medium, .. } = candidate;
         let settled = classes.settle(corpus, wording);
-        let mut planned = Planned { key, source, row, listed_in, captions: Vec::new(), label_id: None, medium };
+        let mut planned = Planned { key, source, row, listed_in, captions: Vec::new(), label_ids: Vec::new(), medium };
         let refusal = match settled {
             Err(refusal) => Some(refusal),
-            Ok((captions, label_id)) => {
-                (planned.captions, planned.label_id) = (captions, label_id);
-                let is_bare = planned.captions.is_empty() && label_id.is_none();
+            Ok((captions, label_ids)) => {
+                (planned.captions, planned.label_ids) = (captions, label_ids);
+                let is_bare = planned.captions.is_empty() && planned.label_ids.is_empty();
                 let detail = "neither a caption nor a label".to_owned();
                 let earlier = places.get(&planned.key);
                 is_bare.then_some((RejectReason::EmptyCaption, detail)).or_else(|| {
@@ -154,10 +157,11 @@ pub(crate) fn plan(corpus: &CorpusConfig, found: Found, classes: &Classes) -> Re
     Ok(Plan { splits, rejects, n_inputs, n_ignored, spools })
 }
 
-/// Sentences about a label: `_` stands for a space in the names of folders.
-fn captions_from(templates: &[String], label: &str) -> Vec<String> {
-    let label = label.replace('_', " ");
-    templates.iter().map(|template| template.replace("{}", &label)).collect()
+/// Sentences about the labels of one record: `_` stands for a space in the names of folders.
+/// Source: IMP.md 10.1, which joins the names of several labels.
+fn captions_from(templates: &[String], labels: &[&str]) -> Vec<String> {
+    let labels = labels.join(" and ").replace('_', " ");
+    templates.iter().map(|template| template.replace("{}", &labels)).collect()
 }
 
 fn read_classes(config: &IngestConfig, corpus: &CorpusConfig, path: &str) -> Result<Vec<String>, IngestError> {

@@ -77,23 +77,28 @@ pub(crate) fn survey(
     let mut n_worded = 0;
     listing.survey(&mut |wording: &Wording| {
         n_worded += 1;
-        match (&mut captions, &wording.label) {
-            (Some(spool), None) => wording.captions.iter().for_each(|caption| spool.push(caption)),
-            (Some(spool), Some(_)) if !wording.captions.is_empty() => {
-                wording.captions.iter().for_each(|caption| spool.push(caption));
-            }
-            _ => {}
+        if let Some(spool) = &mut captions {
+            wording.captions.iter().for_each(|caption| spool.push(caption));
         }
-        if let Some(label) = &wording.label {
+        let has_several = wording.labels.len() > 1;
+        for label in &wording.labels {
             // Only a label without a caption is worth a sentence to the tokenizer; either makes a class.
             let n_bare = labels.entry(label.clone()).or_insert(0);
-            *n_bare += u64::from(wording.captions.is_empty());
+            *n_bare += u64::from(wording.captions.is_empty() && !has_several);
+        }
+        // Sentences about several labels are not counted: there may be as many as records.
+        if let (true, true, Some(spool)) = (has_several, wording.captions.is_empty(), &mut captions) {
+            let settled = match &named {
+                Some(classes) => classes.settle(corpus, wording.clone()),
+                None => Classes::of(wording.labels.clone()).settle(corpus, wording.clone()),
+            };
+            settled.into_iter().flat_map(|(sentences, _)| sentences).for_each(|sentence| spool.push(&sentence));
         }
     })?;
     let classes = continued(corpus, base, named, &labels)?;
     if let Some(spool) = captions {
         for (label, n) in labels {
-            let wording = Wording { captions: Vec::new(), label: Some(label) };
+            let wording = Wording { captions: Vec::new(), labels: vec![label] };
             let Ok((sentences, _)) = classes.settle(corpus, wording) else { continue };
             (0..n).flat_map(|_| &sentences).for_each(|sentence| spool.push(sentence));
         }

@@ -11,11 +11,19 @@ use serde_json::Value;
 /// Why something is not kept: a reason, and what was found and wanted.
 pub(crate) type Refusal = (RejectReason, String);
 
-/// Captions and label of one record, as far as they are known.
+/// Captions and labels of one record, as far as they are known; the first label stands for the record where one must.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Wording {
     pub(crate) captions: Vec<String>,
-    pub(crate) label: Option<String>,
+    pub(crate) labels: Vec<String>,
+}
+
+impl Wording {
+    /// Cuts each label at every `separator`; blank parts are none.
+    pub(crate) fn split_labels(&mut self, separator: &str) {
+        let parts = self.labels.iter().flat_map(|label| label.split(separator)).map(str::trim);
+        self.labels = parts.filter(|part| !part.is_empty()).map(str::to_owned).collect();
+    }
 }
 
 /// Captions above which a set knows those that stand already: a text file of 4 MiB may hold a million.
@@ -41,7 +49,7 @@ impl Merged {
         self.seen.get_or_insert_with(|| captions.iter().cloned().collect()).contains(caption)
     }
 
-    /// Adds what `other` says; a caption that stands already is not taken twice, the first label stays.
+    /// Adds what `other` says; a caption that stands already is not taken twice, the labels that came first stay.
     pub(crate) fn add(&mut self, other: Wording) {
         for caption in other.captions {
             if self.says(&caption) {
@@ -52,7 +60,9 @@ impl Merged {
             }
             self.wording.captions.push(caption);
         }
-        self.wording.label = self.wording.label.take().or(other.label);
+        if self.wording.labels.is_empty() {
+            self.wording.labels = other.labels;
+        }
     }
 }
 
@@ -106,16 +116,17 @@ pub(crate) fn utf8<'a>(bytes: &'a [u8], what: &str) -> Result<&'a str, Refusal> 
 /// A `.txt` sidecar: a caption a line, blank lines skipped.
 pub(crate) fn read_txt(bytes: &[u8], what: &str) -> Result<Wording, Refusal> {
     let lines = utf8(bytes, what)?.lines().map(str::trim).filter(|line| !line.is_empty());
-    Ok(Wording { captions: lines.map(str::to_owned).collect(), label: None })
+    Ok(Wording { captions: lines.map(str::to_owned).collect(), labels: Vec::new() })
 }
 
 /// A `.cls` sidecar: a class's index or name.
 pub(crate) fn read_cls(bytes: &[u8], what: &str) -> Result<Wording, Refusal> {
     let label = utf8(bytes, what)?.trim();
-    Ok(Wording { captions: Vec::new(), label: (!label.is_empty()).then(|| label.to_owned()) })
+    let label = Some(label.to_owned()).filter(|label| !label.is_empty());
+    Ok(Wording { captions: Vec::new(), labels: label.into_iter().collect() })
 }
 
-/// A `.json` sidecar: `captions`, `caption` or `text`, and `label`.
+/// A `.json` sidecar: `captions`, `caption` or `text`, and `label`, which may be a list.
 pub(crate) fn read_json(bytes: &[u8], what: &str) -> Result<Wording, Refusal> {
     let malformed = |detail: String| (RejectReason::MalformedRow, format!("{what}: {detail}"));
     let value: Value = serde_json::from_str(utf8(bytes, what)?).map_err(|e| malformed(e.to_string()))?;
@@ -126,11 +137,11 @@ pub(crate) fn read_json(bytes: &[u8], what: &str) -> Result<Wording, Refusal> {
     for key in ["captions", "caption", "text"] {
         if let Some(value) = object.get(key) {
             let captions = captions_of(value).map_err(|d| malformed(format!("`{key}` {d}")))?;
-            merged.add(Wording { captions, label: None });
+            merged.add(Wording { captions, labels: Vec::new() });
         }
     }
     if let Some(value) = object.get("label") {
-        merged.wording.label = label_of(value).map_err(|d| malformed(format!("`label` {d}")))?;
+        merged.wording.labels = labels_of(value).map_err(|d| malformed(format!("`label` {d}")))?;
     }
     Ok(merged.wording)
 }
@@ -144,13 +155,22 @@ pub(crate) fn captions_of(value: &Value) -> Result<Vec<String>, String> {
             Err(format!("is {}, wanted a string or a list of strings", name_of(value)))
         }
     };
+    each_of(value, one)
+}
+
+/// Labels of a JSON value: one, as [`label_of`] reads it, or a list of such.
+pub(crate) fn labels_of(value: &Value) -> Result<Vec<String>, String> {
+    each_of(value, label_of)
+}
+
+fn each_of(value: &Value, one: impl Fn(&Value) -> Result<Option<String>, String>) -> Result<Vec<String>, String> {
     match value {
         Value::Array(values) => values.iter().filter_map(|v| one(v).transpose()).collect(),
         other => Ok(one(other)?.into_iter().collect()),
     }
 }
 
-/// A label of a JSON value: a string or a number; blank and null are none.
+/// A label, key or path of a JSON value: a string or a number; blank and null are none.
 pub(crate) fn label_of(value: &Value) -> Result<Option<String>, String> {
     match value {
         Value::Null => Ok(None),
@@ -235,7 +255,7 @@ mod tests {
             merged.add(read_txt(part.as_bytes(), "x").unwrap());
         }
         for i in 0..100_000 {
-            merged.add(Wording { captions: vec![format!("more {i}"), "7".to_owned()], label: None });
+            merged.add(Wording { captions: vec![format!("more {i}"), "7".to_owned()], labels: Vec::new() });
         }
         let captions = &merged.wording.captions;
         assert_eq!((captions.len(), captions[599_999].as_str()), (700_000, "599999"));
@@ -244,10 +264,25 @@ mod tests {
     #[test]
     fn sidecars_give_captions_and_labels() {
         let got = read_json(br#"{"caption":"a","captions":["a","b",null,""],"label":3}"#, "x").unwrap();
-        assert_eq!(got, Wording { captions: vec!["a".into(), "b".into()], label: Some("3".into()) });
+        assert_eq!(got, Wording { captions: vec!["a".into(), "b".into()], labels: vec!["3".into()] });
+        let several = read_json(br#"{"label":["dog ",7,"",null]}"#, "x").unwrap();
+        assert_eq!(several.labels, ["dog", "7"]);
+        assert_eq!(read_json(br#"{"label":[["dog"]]}"#, "x").unwrap_err().0, RejectReason::MalformedRow);
         assert_eq!(read_txt(b"\xef\xbb\xbfone\r\n\r\ntwo", "x").unwrap().captions, ["one", "two"]);
         assert_eq!(read_txt(b"caf\xe9", "x").unwrap_err().0, RejectReason::InvalidText);
         assert_eq!(read_json(b"{\"caption\":", "x").unwrap_err().0, RejectReason::MalformedRow);
-        assert_eq!(read_cls(b" 7\n", "x").unwrap().label.as_deref(), Some("7"));
+        assert_eq!(read_cls(b" 7\n", "x").unwrap().labels, ["7"]);
+        assert_eq!(read_cls(b" \n", "x").unwrap(), Wording::default());
+    }
+
+    #[test]
+    fn a_separator_cuts_labels_and_leaves_blank_parts_out() {
+        let mut wording =
+            Wording { captions: vec!["a;b".into()], labels: vec!["Dog; Child, kid;;dog ;".into(), ";".into()] };
+        wording.split_labels(";");
+        assert_eq!(
+            wording,
+            Wording { captions: vec!["a;b".into()], labels: vec!["Dog".into(), "Child, kid".into(), "dog".into()] }
+        );
     }
 }

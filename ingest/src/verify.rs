@@ -189,7 +189,7 @@ mod tests {
             row: 0,
             listed_in: None,
             captions: words,
-            label_id: None,
+            label_ids: Vec::new(),
             medium,
         };
         verify(&config.corpora[0], &tokenizer, &planned, media.to_vec()).map_err(|(refusal, bytes)| {

@@ -205,7 +205,7 @@ fn assemble(plan: &StepPlan, recipe: &Recipe, made: &[(ExampleId, Example)], poo
         vision,
         audio,
         text,
-        labels: made.iter().map(|(_, e)| e.label).collect(),
+        labels: made.iter().map(|(_, e)| Some(e.meta.labels.clone()).filter(|labels| !labels.is_empty())).collect(),
     }
 }
 

@@ -115,7 +115,7 @@ impl Fetcher {
         let ShardRead { corpus, shard_idx, rows, mut held } = read;
         let split = &self.splits[corpus];
         let reader = split.reader(&self.store, shard_idx)?;
-        let wanted = wanted_columns(split.kind, recipe.evaluates());
+        let wanted = wanted_columns(&reader, split.kind, recipe.evaluates());
         let names: Vec<&str> = wanted.iter().map(String::as_str).collect();
         let row_numbers: Vec<u64> = rows.keys().copied().collect();
         let batch = reader

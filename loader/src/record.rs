@@ -11,6 +11,7 @@ use arrow::datatypes::{Float32Type, Int32Type, Int64Type};
 use arrow::record_batch::RecordBatch;
 use imp_schemas::modality::RecordKind;
 use imp_schemas::record::{column, media_column};
+use imp_schemas::shard_reader::ShardReader;
 
 use crate::cache::{Form, Held};
 
@@ -19,7 +20,8 @@ use crate::cache::{Form, Held};
 pub struct Meta {
     /// Ids of each caption, neither cropped nor padded.
     pub tokens: Vec<Vec<i32>>,
-    pub label: Option<u32>,
+    /// The first one first; empty without one.
+    pub labels: Vec<u32>,
     /// Source frames of a clip.
     pub num_frames: Option<usize>,
     pub fps: Option<f64>,
@@ -39,7 +41,7 @@ impl Meta {
     pub fn n_bytes(&self) -> usize {
         let tokens: usize = self.tokens.iter().map(|t| t.len() * 4 + size_of::<Vec<i32>>()).sum();
         let captions: usize = self.captions.iter().map(|c| c.len() + size_of::<String>()).sum();
-        size_of::<Self>() + tokens + captions + self.key.len()
+        size_of::<Self>() + tokens + captions + self.labels.len() * 4 + self.key.len()
     }
 }
 
@@ -87,9 +89,12 @@ impl Record {
     }
 }
 
-/// Columns that [`Columns::of`] wants: `full` adds what only evaluation needs.
-pub fn wanted_columns(kind: RecordKind, full: bool) -> Vec<String> {
+/// Columns of the shard that [`Columns::of`] wants: `full` adds what only evaluation needs.
+pub fn wanted_columns(shard: &ShardReader, kind: RecordKind, full: bool) -> Vec<String> {
     let mut wanted = vec![column::TOKENS, column::LABEL_ID];
+    if shard.has(column::LABEL_IDS) {
+        wanted.push(column::LABEL_IDS);
+    }
     match kind {
         RecordKind::ImageText => {}
         RecordKind::VideoText => {
@@ -109,6 +114,8 @@ pub fn wanted_columns(kind: RecordKind, full: bool) -> Vec<String> {
 pub struct Columns {
     tokens: ListArray,
     label: Int32Array,
+    /// Absent from shards before 1.2.
+    labels: Option<ListArray>,
     width: Option<Int32Array>,
     height: Option<Int32Array>,
     num_frames: Option<Int32Array>,
@@ -136,6 +143,10 @@ impl Columns {
         Ok(Self {
             tokens: typed(get(column::TOKENS)?, column::TOKENS, |a| a.as_list_opt::<i32>().cloned())?,
             label: int(column::LABEL_ID)?,
+            labels: match batch.column_by_name(column::LABEL_IDS) {
+                Some(lists) => Some(typed(lists, column::LABEL_IDS, |a| a.as_list_opt::<i32>().cloned())?),
+                None => None,
+            },
             width: optional_int(column::WIDTH)?,
             height: optional_int(column::HEIGHT)?,
             num_frames: optional_int(column::NUM_FRAMES)?,
@@ -178,7 +189,7 @@ impl Columns {
         };
         Meta {
             tokens: token_lists(&self.tokens, i),
-            label: if self.label.is_valid(i) { u32::try_from(self.label.value(i)).ok() } else { None },
+            labels: self.labels(i),
             num_frames: number(&self.num_frames),
             fps: self.fps.as_ref().filter(|c| c.is_valid(i)).map(|c| f64::from(c.value(i))),
             width: number(&self.width),
@@ -191,6 +202,13 @@ impl Columns {
             key: self.key.as_ref().map_or(String::new(), |c| c.value(i).to_owned()),
             captions: self.captions.as_ref().map_or(Vec::new(), |c| strings(c, i)),
         }
+    }
+
+    fn labels(&self, i: usize) -> Vec<u32> {
+        let several = self.labels.as_ref().filter(|lists| lists.is_valid(i)).map(|lists| lists.value(i));
+        let ids = several.as_ref().and_then(|ids| ids.as_primitive_opt::<Int32Type>());
+        let ids = ids.cloned().unwrap_or_else(|| self.label.slice(i, 1));
+        ids.iter().flatten().filter_map(|id| u32::try_from(id).ok()).collect()
     }
 }
 

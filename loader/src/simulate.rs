@@ -184,7 +184,7 @@ impl RankReads {
             if self.opened.insert((split_idx, shard_idx)) {
                 self.opening_bytes += split.footer_bytes(shard_idx);
             }
-            let wanted = wanted_columns(split.kind, false);
+            let wanted = wanted_columns(&reader, split.kind, false);
             let names: Vec<&str> = wanted.iter().map(String::as_str).collect();
             let rows: Vec<u64> = rows.into_iter().collect();
             let requests = reader

@@ -59,8 +59,9 @@ pub struct Batch {
     pub vision: Option<VisionBatch>,
     pub audio: Option<AudioBatch>,
     pub text: Option<TextBatch>,
-    /// `[n]`, index into the manifest's classes; present if every record of the batch has one.
-    pub labels: Option<Vec<u32>>,
+    /// `[n]`, of each example its labels, indices into the manifest's classes: at least one, distinct, the record's first
+    /// label first. Present if every record of the batch has one.
+    pub labels: Option<Vec<Vec<u32>>>,
 }
 
 impl Batch {
@@ -75,7 +76,7 @@ impl Batch {
         self.vision.as_ref().map_or(0, |v| v.pixels.len() + kept(&v.kept))
             + self.audio.as_ref().map_or(0, |a| a.log_mel.len() * 4 + kept(&a.kept))
             + self.text.as_ref().map_or(0, |t| t.ids.len() * 4)
-            + self.labels.as_ref().map_or(0, |l| l.len() * 4)
+            + self.labels.iter().flatten().map(|of_example| of_example.len() * 4).sum::<usize>()
     }
 
     /// BLAKE3 of what the `i`-th example holds, whichever batch or rank's part of one it stands in.
@@ -101,7 +102,7 @@ impl Batch {
             part(&text.ids, n, i).iter().for_each(|id| _ = hasher.update(&id.to_le_bytes()));
         }
         if let Some(labels) = &self.labels {
-            hasher.update(&labels[i].to_le_bytes());
+            labels[i].iter().for_each(|label| _ = hasher.update(&label.to_le_bytes()));
         }
         hasher.finalize().to_hex().to_string()
     }
@@ -137,8 +138,16 @@ impl Batch {
         }
         if let Some(labels) = &self.labels {
             hasher.update(b"labels");
-            for label in labels {
+            for label in labels.iter().filter_map(|of_example| of_example.first()) {
                 hasher.update(&label.to_le_bytes());
+            }
+            // Batches of one label an example keep the digest that they had before there were several.
+            if labels.iter().any(|of_example| of_example.len() > 1) {
+                hasher.update(b"label sets");
+                for of_example in labels {
+                    hasher.update(&(of_example.len() as u64).to_le_bytes());
+                    of_example.iter().for_each(|label| _ = hasher.update(&label.to_le_bytes()));
+                }
             }
         }
         hasher.finalize().to_hex().to_string()
@@ -151,5 +160,40 @@ fn hash_kept(hasher: &mut blake3::Hasher, kept: &Option<Vec<u32>>) {
         for position in kept {
             hasher.update(&position.to_le_bytes());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn several_labels_are_in_the_digest_and_single_ones_are_in_it_as_before() {
+        let batch = |labels: &[&[u32]]| Batch {
+            step: 3,
+            task_idx: 1,
+            view_idx: 0,
+            examples: (0..labels.len() as u64).map(|row| ExampleId { corpus_idx: 0, row, epoch: 0 }).collect(),
+            vision: None,
+            audio: None,
+            text: None,
+            labels: Some(labels.iter().map(|of_example| of_example.to_vec()).collect()),
+        };
+        let single = batch(&[&[1], &[2]]);
+        // As it was written when a batch had one label an example.
+        let mut hasher = blake3::Hasher::new();
+        [3_u64, 1, 0, 0, 0, 0, 0, 1, 0].iter().for_each(|number| _ = hasher.update(&number.to_le_bytes()));
+        hasher.update(b"labels");
+        [1_u32, 2].iter().for_each(|label| _ = hasher.update(&label.to_le_bytes()));
+        assert_eq!(single.digest(), hasher.finalize().to_hex().to_string());
+        let several: [&[&[u32]]; 4] = [&[&[1], &[2, 0]], &[&[1, 0], &[2]], &[&[1, 2], &[0]], &[&[1, 2, 0], &[2]]];
+        let mut digests: Vec<String> = several.iter().map(|labels| batch(labels).digest()).collect();
+        digests.push(single.digest());
+        digests.sort();
+        digests.dedup();
+        assert_eq!(digests.len(), 5);
+        assert_eq!((single.n_bytes(), batch(several[3]).n_bytes()), (8, 16));
+        assert_ne!(batch(several[0]).example_digest(1), single.example_digest(1));
+        assert_eq!(batch(several[0]).example_digest(0), single.example_digest(0));
     }
 }

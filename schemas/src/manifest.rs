@@ -127,7 +127,7 @@ pub struct Manifest {
     /// Version of the shards' schema.
     pub schema_version: Version,
     pub tokenizer: TokenizerEntry,
-    /// Class names; `label_id` is an index into them. Empty without labels.
+    /// Class names; `label_id` and `label_ids` are indices into them. Empty without labels.
     pub classes: Vec<String>,
     /// In row order: a row of a split is counted over its shards as they stand here.
     pub shards: Vec<ShardEntry>,

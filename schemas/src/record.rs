@@ -30,10 +30,14 @@ pub mod column {
     pub const NORMALISED: &str = "normalised";
     /// Perceptual hash of a picture, 64 bits; near pictures differ in few of them. Since 1.1.
     pub const PHASH: &str = "phash";
-    /// Class name, null without one.
+    /// Class name, the first one of several, null without one.
     pub const LABEL: &str = "label";
     /// Index into the manifest's classes, null without one.
     pub const LABEL_ID: &str = "label_id";
+    /// Class names of a record with several, `label` first; null with fewer than two. Since 1.2.
+    pub const LABELS: &str = "labels";
+    /// Their indices into the manifest's classes, in the same order; null with fewer than two. Since 1.2.
+    pub const LABEL_IDS: &str = "label_ids";
     /// Pixels, after EXIF orientation.
     pub const WIDTH: &str = "width";
     pub const HEIGHT: &str = "height";
@@ -93,6 +97,8 @@ pub fn record_schema(kind: RecordKind) -> SchemaRef {
         Field::new(column::NUM_TOKENS, DataType::Int32, true),
         Field::new(column::LABEL, DataType::Utf8, true),
         Field::new(column::LABEL_ID, DataType::Int32, true),
+        Field::new(column::LABELS, list(DataType::Utf8), true),
+        Field::new(column::LABEL_IDS, list(DataType::Int32), true),
         Field::new(column::NORMALISED, DataType::Utf8, true),
     ];
     fields.extend(match kind {

@@ -155,6 +155,11 @@ impl ShardReader {
         self.starts.partition_point(|&start| start <= row).saturating_sub(1)
     }
 
+    /// Whether the shard has column `name`: one of an earlier version lacks some.
+    pub fn has(&self, name: &str) -> bool {
+        self.metadata.schema().field_with_name(name).is_ok()
+    }
+
     /// Rows `rows` (rising, counted within the shard) of `columns`, in that order of rows and the schema's order of
     /// columns. A column may be a path such as `image.bytes`. Only the pages that hold the rows are read.
     ///

@@ -232,8 +232,10 @@ fn properties(head: &ShardHead) -> WriterProperties {
             .set_column_bloom_filter_fpp(id.clone(), 0.01)
             .set_column_bloom_filter_max_ndv(id, ROW_GROUP_ROWS as u64);
     }
-    for few in [column::SPLIT, column::LABEL, column::FORMAT, column::CODEC, column::NORMALISED] {
-        properties = properties.set_column_dictionary_enabled(path(&[few]), true);
+    let few = [column::SPLIT, column::LABEL, column::FORMAT, column::CODEC, column::NORMALISED];
+    let few = few.into_iter().map(|name| path(&[name])).chain([path(&[column::LABELS, "list", "item"])]);
+    for few in few {
+        properties = properties.set_column_dictionary_enabled(few, true);
     }
     let pairs = [
         (footer::SCHEMA, head.kind.name().to_owned()),

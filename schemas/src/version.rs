@@ -37,7 +37,8 @@ impl Format {
     /// The version that this code writes.
     pub fn current(self) -> Version {
         match self {
-            Self::Shard | Self::Manifest => Version { major: 1, minor: 1 },
+            Self::Shard => Version { major: 1, minor: 2 },
+            Self::Manifest => Version { major: 1, minor: 1 },
             Self::Checkpoint => Version { major: 1, minor: 0 },
         }
     }

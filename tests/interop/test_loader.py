@@ -104,6 +104,8 @@ def test_batches_have_the_shapes_that_their_tasks_list(store):
             assert 0 < batch.text.max() < corpus["vocab_size"]
         if batch.task == "image-class":
             assert batch.labels.max() < len(corpus["classes"])
+        # Its records have one label each.
+        assert batch.label_sets is None
         for kept in (batch.vision_kept, batch.audio_kept):
             assert kept is None or (np.diff(kept.astype(np.int64)) > 0).all()
 

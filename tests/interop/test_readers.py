@@ -46,6 +46,9 @@ def test_pyarrow_reads_rows_types_and_footer(corpus):
         assert footer["imp.tokenizer"] == corpus.manifest["tokenizer"]["digest"]
         assert json.loads(footer["huggingface"])["info"]["features"][corpus.medium]["_type"] == corpus.medium.capitalize()
         assert all(caption for captions in table["captions"].to_pylist() for caption in captions)
+        # Lists of several labels; these records have one each.
+        assert [str(table[name].type) for name in ("labels", "label_ids")] == ["list<item: string>", "list<item: int32>"]
+        assert table["labels"].null_count == table["label_ids"].null_count == entry["n_rows"]
 
 
 def test_pyarrow_reads_the_rejects(corpus):

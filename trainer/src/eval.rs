@@ -285,18 +285,22 @@ fn rank(values: &[f32], wanted: &dyn Fn(usize) -> bool) -> usize {
 /// Pairs of classes that are kept of those that were confused.
 const N_CONFUSIONS: usize = 200;
 
-/// Which classes were taken for which, the most frequent first. `labels` and `said` are classes, an index into `names`.
-fn confusions(labels: &[usize], said: &[usize], names: &[String]) -> Vec<Confusion> {
+/// Which classes were taken for which, the most frequent first. `labels` of each example and `said` are classes, indices into `names`.
+/// To say any label of an example is no confusion; for what is none of them the first one stands.
+fn confusions(labels: &[Vec<u32>], said: &[usize], names: &[String]) -> Vec<Confusion> {
+    let first = || labels.iter().map(|of_example| of_example.first().map_or(0, |&label| label as usize));
     let mut pairs: BTreeMap<(usize, usize), usize> = BTreeMap::new();
-    for (&label, &said) in labels.iter().zip(said).filter(|(label, said)| label != said) {
-        *pairs.entry((label, said)).or_default() += 1;
+    for ((of_example, label), &said) in labels.iter().zip(first()).zip(said) {
+        if !of_example.contains(&(said as u32)) {
+            *pairs.entry((label, said)).or_default() += 1;
+        }
     }
     let name = |class: usize| names.get(class).cloned().unwrap_or_default();
     let mut pairs: Vec<_> = pairs.into_iter().collect();
     pairs.sort_by_key(|&(_, n)| std::cmp::Reverse(n));
     pairs.truncate(N_CONFUSIONS);
     let confusion = |((class, said), n)| {
-        let of = labels.iter().filter(|&&label| label == class).count();
+        let of = first().filter(|&label| label == class).count();
         Confusion { class: name(class), taken_for: name(said), n, of }
     };
     pairs.into_iter().map(confusion).collect()
@@ -310,14 +314,17 @@ mod tests {
     fn a_model_that_says_the_same_to_everything_scores_nothing() {
         assert_eq!(rank(&[0.5; 4], &|i| i == 0), 3);
         assert_eq!(rank(&[0.1, 0.9, 0.5], &|i| i == 2), 1);
+        // Of several that are right the best counts, and none of them stands before it.
         assert_eq!(rank(&[0.1, 0.9, 0.5], &|i| i != 0), 0);
+        assert_eq!(rank(&[0.1, 0.9, 0.5], &|i| i != 1), 1);
         assert_eq!(top_k(&[0.1, 0.9, 0.5, 0.9], 3), [1, 3, 2]);
     }
 
     #[test]
     fn confusions_count_what_was_taken_for_what() {
         let names = ["cat", "dog", "owl"].map(str::to_owned);
-        let found = confusions(&[0, 0, 0, 1, 2], &[1, 1, 0, 1, 0], &names);
+        let labels = [vec![0], vec![0, 2], vec![0], vec![1], vec![2], vec![1, 2]];
+        let found = confusions(&labels, &[1, 1, 0, 1, 0, 2], &names);
         let told: Vec<_> = found.iter().map(|c| (c.class.as_str(), c.taken_for.as_str(), c.n, c.of)).collect();
         assert_eq!(told, [("cat", "dog", 2, 3), ("owl", "cat", 1, 1)]);
     }

@@ -177,7 +177,7 @@ impl Case {
             }
             TextBatch { n_tokens: n_text, ids }
         });
-        let labels = self.goal.classes.is_some().then(|| (0..n).map(|_| draw.below(N_CLASSES) as u32).collect());
+        let labels = self.goal.classes.is_some().then(|| (0..n).map(|_| vec![draw.below(N_CLASSES) as u32]).collect());
         let examples = (0..n as u64).map(|row| ExampleId { corpus_idx: 0, row, epoch: 0 }).collect();
         Batch { step: 0, task_idx: 0, view_idx: 0, examples, vision, audio, text, labels }
     }

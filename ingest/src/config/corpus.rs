@@ -28,6 +28,7 @@ pub(super) struct RawCorpus {
     #[serde(default)]
     tar_in_key: bool,
     split: Option<SplitRule>,
+    label_separator: Option<String>,
     #[serde(default)]
     caption_from_label: Vec<String>,
     #[serde(default)]
@@ -114,6 +115,7 @@ pub(crate) struct Columns {
     pub(crate) key: Column,
     /// Found as `text` too, in any case, unless it is named.
     pub(crate) caption: Column,
+    /// One label, or a list of them.
     pub(crate) label: Column,
     pub(crate) split: Column,
 }
@@ -130,6 +132,8 @@ pub(crate) struct CorpusConfig {
     pub(crate) class_folders: Option<bool>,
     pub(crate) tar_in_key: bool,
     pub(crate) split: Option<SplitRule>,
+    /// What stands between the labels of one text.
+    pub(crate) label_separator: Option<String>,
     pub(crate) caption_from_label: Vec<String>,
     /// Captions of records that have neither their own nor one from a label.
     pub(crate) caption_if_none: Vec<String>,
@@ -155,6 +159,10 @@ pub(super) fn check_corpus(raw: RawCorpus, share: f64, limits: Limits) -> Result
     }
     if raw.caption_if_none.iter().any(|caption| caption.trim().is_empty()) {
         return Err(broken(&key("caption_if_none"), "blank".to_owned(), "must be sentences".to_owned()));
+    }
+    if raw.label_separator.as_ref().is_some_and(String::is_empty) {
+        let rule = "must be what stands between two labels, such as `;`".to_owned();
+        return Err(broken(&key("label_separator"), "empty".to_owned(), rule));
     }
     if let Some(bad) = raw.caption_from_label.iter().find(|t| t.matches("{}").count() != 1) {
         let rule = "every template must hold `{}` once, where the label goes".to_owned();
@@ -217,6 +225,7 @@ pub(super) fn check_corpus(raw: RawCorpus, share: f64, limits: Limits) -> Result
         class_folders: raw.class_folders,
         tar_in_key: raw.tar_in_key,
         split: raw.split,
+        label_separator: raw.label_separator,
         caption_from_label: raw.caption_from_label,
         caption_if_none: raw.caption_if_none,
         max_reject_share,

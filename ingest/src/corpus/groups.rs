@@ -51,11 +51,11 @@ impl<'a> Groups<'a> {
             return;
         };
         let group = &mut self.in_order[found];
-        let differs = |a: &Option<String>, b: &Option<String>| a.is_some() && b.is_some() && a != b;
         let is_new = wording.captions.iter().any(|caption| !group.words.says(caption));
-        let conflict = if differs(&group.words.wording.label, &wording.label) {
+        let labels = &group.words.wording.labels;
+        let conflict = if !labels.is_empty() && !wording.labels.is_empty() && *labels != wording.labels {
             "another label"
-        } else if differs(&group.split, &split) {
+        } else if group.split.is_some() && split.is_some() && group.split != split {
             "another split"
         } else if !is_new {
             "the same words"

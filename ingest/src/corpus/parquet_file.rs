@@ -86,8 +86,9 @@ impl ParquetFile {
         let value: serde_json::Value = text.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
         let features = value["info"]["features"].as_object().into_iter().flatten();
         let names_of = |(column, feature): (&String, &serde_json::Value)| {
-            let names: Option<Vec<String>> =
-                feature["names"].as_array()?.iter().map(|name| name.as_str().map(str::to_owned)).collect();
+            // Those of a list of labels are one level further down.
+            let names = feature["names"].as_array().or(feature["feature"]["names"].as_array())?;
+            let names: Option<Vec<String>> = names.iter().map(|name| name.as_str().map(str::to_owned)).collect();
             Some((column.clone(), names?))
         };
         features.filter_map(names_of).collect()
@@ -238,26 +239,30 @@ pub(super) fn wording_at(
     used: &Used<'_>,
     class_labels: &HashMap<String, Vec<String>>,
 ) -> Result<Wording, Refusal> {
-    let captions = match used.caption.and_then(|name| batch.column_by_name(name)) {
-        Some(column) => texts_at(column, row).map_err(|refusal| named(used.caption, refusal))?,
-        None => Vec::new(),
-    };
-    let label = text_of(batch, used.label, row)?;
-    let classes = used.label.and_then(|name| class_labels.get(name));
-    let label = match (label, classes) {
+    let captions = texts_of(batch, used.caption, row)?;
+    let mut labels = texts_of(batch, used.label, row)?;
+    if let Some(classes) = used.label.and_then(|name| class_labels.get(name)) {
         // -1 is how Hugging Face says that there is no label.
-        (Some(label), Some(_)) if label == "-1" => None,
-        (Some(label), Some(classes)) => match label.parse::<usize>().ok().and_then(|id| classes.get(id)) {
-            Some(name) => Some(name.clone()),
-            None if classes.contains(&label) => Some(label),
-            None => {
-                let detail = format!("class {label}, its table's list has 0 to {}", classes.len().saturating_sub(1));
-                return Err((RejectReason::UnknownClass, detail));
+        labels.retain(|label| label != "-1");
+        for label in &mut labels {
+            match label.parse::<usize>().ok().and_then(|id| classes.get(id)) {
+                Some(name) => label.clone_from(name),
+                None if classes.contains(label) => {}
+                None => {
+                    let detail =
+                        format!("class {label}, its table's list has 0 to {}", classes.len().saturating_sub(1));
+                    return Err((RejectReason::UnknownClass, detail));
+                }
             }
-        },
-        (label, _) => label,
-    };
-    Ok(Wording { captions, label })
+        }
+    }
+    Ok(Wording { captions, labels })
+}
+
+/// The texts of column `name`, which may hold lists.
+fn texts_of(batch: &RecordBatch, name: Option<&str>, row: usize) -> Result<Vec<String>, Refusal> {
+    let Some(column) = name.and_then(|name| batch.column_by_name(name)) else { return Ok(Vec::new()) };
+    texts_at(column, row).map_err(|refusal| named(name, refusal))
 }
 
 /// The text of column `name`, without blanks around it; blank and null are none.

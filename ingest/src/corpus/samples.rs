@@ -81,8 +81,8 @@ impl Samples {
             });
             match (refusal, sample.medium) {
                 (None, Some(medium)) => {
-                    if class_folders && wording.label.is_none() {
-                        wording.label = source.rsplit('/').nth(1).map(str::to_owned);
+                    if class_folders && wording.labels.is_empty() {
+                        wording.labels.extend(source.rsplit('/').nth(1).map(str::to_owned));
                     }
                     found.candidates.push(Candidate {
                         key,

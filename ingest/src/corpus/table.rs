@@ -15,7 +15,7 @@ use super::columns::{Cells, Leads, Row, Used};
 use super::lines::Lines;
 use crate::config::Columns;
 use crate::error::IngestError;
-use crate::text::{Refusal, Wording, captions_of, label_of, utf8};
+use crate::text::{Refusal, Wording, captions_of, label_of, labels_of, utf8};
 
 /// How rows are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -153,7 +153,10 @@ impl<'a> Separated<'a> {
         if self.split.is_some() && split.is_none() {
             return Err(keyless((RejectReason::MalformedRow, "the split is blank".to_owned())));
         }
-        let wording = Wording { captions: cell(self.caption).into_iter().collect(), label: cell(self.label) };
+        let wording = Wording {
+            captions: cell(self.caption).into_iter().collect(),
+            labels: cell(self.label).into_iter().collect(),
+        };
         Row::of(&self.used, Cells { target: cell(self.target), key: cell(self.key), wording, split })
     }
 }
@@ -218,7 +221,8 @@ impl Jsonl<'_> {
         let named = |column: Option<&str>, detail: String| malformed(format!("`{}` {detail}", column.unwrap_or("")));
         let text = |column: Option<&str>| label_of(cell(column)).map_err(|detail| named(column, detail));
         let captions = captions_of(cell(used.caption)).map_err(|detail| named(used.caption, detail))?;
-        let wording = Wording { captions, label: text(used.label)? };
+        let labels = labels_of(cell(used.label)).map_err(|detail| named(used.label, detail))?;
+        let wording = Wording { captions, labels };
         Row::of(&used, Cells { target: text(used.target)?, key: text(used.key)?, wording, split: text(used.split)? })
     }
 

@@ -120,13 +120,13 @@ fn class_folders_are_found_out_for_the_whole_folder_not_for_a_unit() {
     let dir = tempfile::tempdir().unwrap();
     (0..40).for_each(|i| put(dir.path(), &format!("cat/{i}.jpg"), "x"));
     let config = config(dir.path(), &format!("unit_records = 5\n{}", corpus(".", "")));
-    assert!(all(&open(&config).unwrap()).candidates.iter().all(|c| c.wording.label.as_deref() == Some("cat")));
+    assert!(all(&open(&config).unwrap()).candidates.iter().all(|c| c.wording.labels == ["cat"]));
     // `.` sorts behind `-`, so the sidecar does not follow its medium at once.
     put(dir.path(), "cat/7-b.jpg", "x");
     put(dir.path(), "cat/7.b.jpg", "x");
     put(dir.path(), "cat/7.txt", "the seventh");
     let found = all(&open(&config).unwrap());
-    assert!(found.candidates.iter().all(|c| c.wording.label.is_none()), "{found:?}");
+    assert!(found.candidates.iter().all(|c| c.wording.labels.is_empty()), "{found:?}");
 }
 
 #[test]

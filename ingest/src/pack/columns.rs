@@ -26,6 +26,8 @@ pub(super) fn batch(
 ) -> Result<RecordBatch, ArrowError> {
     let mut captions = ListBuilder::new(StringBuilder::new());
     let mut tokens = ListBuilder::new(ListBuilder::new(Int32Builder::new()));
+    let mut labels = ListBuilder::new(StringBuilder::new());
+    let mut label_ids = ListBuilder::new(Int32Builder::new());
     for row in &rows {
         row.captions.iter().for_each(|caption| captions.values().append_value(caption));
         captions.append(true);
@@ -34,6 +36,13 @@ pub(super) fn batch(
             tokens.values().append(true);
         }
         tokens.append(true);
+        let has_several = row.labels.len() > 1;
+        for (id, name) in row.labels.iter().filter(|_| has_several) {
+            labels.values().append_value(name);
+            label_ids.values().append_value(*id);
+        }
+        labels.append(has_several);
+        label_ids.append(has_several);
     }
     let mut columns: Vec<ArrayRef> = vec![
         Arc::new(StringArray::from_iter_values(rows.iter().map(|r| &r.key))),
@@ -48,8 +57,10 @@ pub(super) fn batch(
                 .map(|r| i32::try_from(r.record.tokens.iter().map(Vec::len).max().unwrap_or(0)).ok())
                 .collect::<Int32Array>(),
         ),
-        Arc::new(rows.iter().map(|r| r.label.as_ref().map(|(_, name)| name.as_str())).collect::<StringArray>()),
-        Arc::new(rows.iter().map(|r| r.label.as_ref().map(|(id, _)| *id)).collect::<Int32Array>()),
+        Arc::new(rows.iter().map(|r| r.labels.first().map(|(_, name)| name.as_str())).collect::<StringArray>()),
+        Arc::new(rows.iter().map(|r| r.labels.first().map(|(id, _)| *id)).collect::<Int32Array>()),
+        Arc::new(labels.finish()),
+        Arc::new(label_ids.finish()),
         Arc::new(rows.iter().map(|r| r.record.normalised.as_deref()).collect::<StringArray>()),
     ];
     columns.extend(match kind {

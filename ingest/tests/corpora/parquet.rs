@@ -46,6 +46,35 @@ fn a_parquet_table_of_paths_is_a_table_whatever_its_compression() {
 }
 
 #[test]
+fn a_list_column_of_class_labels_needs_no_separator() {
+    let world = World::new();
+    let features = r#"{"info": {"features": {"image": {"_type": "Image"}, "label": {"_type": "List", "feature": {"names": ["cat; black", "dog"], "_type": "ClassLabel"}}}}}"#;
+    let (one, two, three, four) = (jpeg(1), png(2), jpeg(3), png(4));
+    let columns = [
+        ("image", media(&[Some(&one), Some(&two), Some(&three), Some(&four)], &[None; 4])),
+        ("label", lists(&[&["1", "0"], &["0"], &[], &["1", "7"]])),
+    ];
+    world.put("d/t.parquet", parquet(&columns, Some(features)));
+    world.ingest(&corpus("d/t.parquet", "caption_from_label = [\"a {}\"]")).unwrap();
+    assert_eq!(world.manifest("c").classes, ["cat; black", "dog"]);
+    let mut rows = world.rows("c");
+    rows.sort_by(|a, b| a.key.cmp(&b.key));
+    assert_eq!((rows.len(), rows[0].key.as_str(), rows[1].key.as_str()), (2, "t/0", "t/1"));
+    assert_eq!(rows[0].labels, Some(vec!["dog".to_owned(), "cat; black".to_owned()]));
+    assert_eq!(
+        (rows[0].label.as_deref(), rows[0].label_id, &rows[0].label_ids),
+        (Some("dog"), Some(1), &Some(vec![1, 0]))
+    );
+    assert_eq!((rows[1].label.as_deref(), &rows[1].labels, &rows[1].label_ids), (Some("cat; black"), &None, &None));
+    assert_eq!([&rows[0].captions[0], &rows[1].captions[0]], ["a dog and cat; black", "a cat; black"]);
+    let rejects = world.rejects("c");
+    let has = |reason, part: &str| rejects.iter().any(|(r, text)| *r == reason && text.contains(part));
+    assert!(has(EmptyCaption, "t.parquet/2 2: neither a caption nor a label"), "{rejects:?}");
+    assert!(has(UnknownClass, "t.parquet/3 3: class 7, its table's list has 0 to 1"), "{rejects:?}");
+    assert_eq!(rejects.len(), 2, "{rejects:?}");
+}
+
+#[test]
 fn hugging_face_files_give_their_media_captions_and_class_names() {
     let world = World::new();
     let features = r#"{"info": {"features": {"image": {"_type": "Image"}, "label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}}}"#;

@@ -83,6 +83,8 @@ pub struct Seen {
     pub n_tokens: Vec<usize>,
     pub label: Option<String>,
     pub label_id: Option<i32>,
+    pub labels: Option<Vec<String>>,
+    pub label_ids: Option<Vec<i32>>,
     pub media: Vec<u8>,
     pub media_path: String,
     pub codec: String,
@@ -117,6 +119,12 @@ fn rows_of(batch: &RecordBatch, manifest: &Manifest) -> Vec<Seen> {
                 assert!(ids.values().iter().all(|&id| id > 0 && id < n_ids), "{ids:?}");
             }
             let label_id = batch.column_by_name("label_id").unwrap().as_primitive::<Int32Type>();
+            let list = |name: &str| {
+                let lists = batch.column_by_name(name).unwrap().as_list::<i32>();
+                lists.is_valid(row).then(|| lists.value(row))
+            };
+            let labels =
+                list("labels").map(|all| all.as_string::<i32>().iter().map(|l| l.unwrap().to_owned()).collect());
             Seen {
                 key: text("key", row).unwrap(),
                 source: text("source", row).unwrap(),
@@ -125,6 +133,8 @@ fn rows_of(batch: &RecordBatch, manifest: &Manifest) -> Vec<Seen> {
                 n_tokens: tokens.iter().map(|ids| ids.unwrap().len()).collect(),
                 label: text("label", row),
                 label_id: label_id.is_valid(row).then(|| label_id.value(row)),
+                labels,
+                label_ids: list("label_ids").map(|ids| ids.as_primitive::<Int32Type>().values().to_vec()),
                 media: media.column(0).as_binary::<i32>().value(row).to_vec(),
                 media_path: media.column(1).as_string::<i32>().value(row).to_owned(),
                 codec: ["codec", "format"]

@@ -177,6 +177,81 @@ fn a_table_whose_media_lie_in_a_tar_finds_them_by_the_end_of_their_path() {
     assert!(rejects[1].1.contains("may be"), "{rejects:?}");
 }
 
+type Labels<'a> = (&'a str, Option<&'a str>, Option<i32>, Option<Vec<&'a str>>, Option<Vec<i32>>);
+
+/// Key and label columns of every row, by key.
+fn labels_of(rows: &[Seen]) -> Vec<Labels<'_>> {
+    rows.iter()
+        .map(|row| {
+            let labels = row.labels.as_ref().map(|labels| labels.iter().map(String::as_str).collect());
+            (row.key.as_str(), row.label.as_deref(), row.label_id, labels, row.label_ids.clone())
+        })
+        .collect()
+}
+
+#[test]
+fn a_text_of_several_labels_is_cut_at_the_separator() {
+    let world = World::new();
+    (0..4).for_each(|i| world.put(&format!("m/{i}.wav"), wav(i)));
+    let table = "path,label\n0.wav,Dog; Child_speech ;;Dog\n1.wav,Child_speech\n2.wav, ; \n3.wav,\"Bell;Dog\"\n";
+    world.put("m/t.csv", table);
+    let config = "max_reject_share = 0.5\n[[ingest.corpus]]\nname = \"m\"\nkind = \"audio-text\"\npath = \"m/t.csv\"\n\
+                  label_separator = \";\"\ncaption_from_label = [\"the sound of {}\"]\n";
+    world.ingest(config).unwrap();
+    assert_eq!(world.manifest("m").classes, ["Bell", "Child_speech", "Dog"]);
+    let rows = by_key(world.rows("m"));
+    let want: [Labels<'_>; 3] = [
+        ("0", Some("Dog"), Some(2), Some(vec!["Dog", "Child_speech"]), Some(vec![2, 1])),
+        ("1", Some("Child_speech"), Some(1), None, None),
+        ("3", Some("Bell"), Some(0), Some(vec!["Bell", "Dog"]), Some(vec![0, 2])),
+    ];
+    assert_eq!(labels_of(&rows), want);
+    let captions: Vec<&[String]> = rows.iter().map(|row| row.captions.as_slice()).collect();
+    let want = ["the sound of Dog and Child speech", "the sound of Child speech", "the sound of Bell and Dog"];
+    assert_eq!(captions, want.map(|caption| [caption.to_owned()]));
+    let bare = (RejectReason::EmptyCaption, "t.csv 4: `2.wav`: neither a caption nor a label".to_owned());
+    assert_eq!(world.rejects("m"), [bare]);
+    // Without a separator the text is one class.
+    world.ingest(&config.replace("label_separator = \";\"\n", "")).unwrap();
+    assert_eq!(by_key(world.rows("m"))[3].label.as_deref(), Some("Bell;Dog"));
+}
+
+#[test]
+fn a_list_of_labels_in_json_is_several_labels_of_the_class_list() {
+    let world = World::new();
+    (0..6).for_each(|i| world.put(&format!("j/{i}.wav"), wav(i)));
+    world.put("classes.txt", "Bell\nDog; small\n");
+    let lines = [
+        r#"{"path":"0.wav","label":["Dog; small","Bell"]}"#,
+        r#"{"path":"1.wav","label":["Bell","Cow"]}"#,
+        r#"{"path":"2.wav","label":["Dog; small",1,"1"]}"#,
+        r#"{"path":"3.wav","label":[["Bell"]]}"#,
+        r#"{"path":"4.wav","label":[],"caption":"nobody knows"}"#,
+        r#"{"path":"5.wav","label":"Bell"}"#,
+    ];
+    world.put("j/t.jsonl", lines.join("\n"));
+    let config = "max_reject_share = 0.5\n[[ingest.corpus]]\nname = \"j\"\nkind = \"audio-text\"\npath = \"j/t.jsonl\"\n\
+                  class_names = \"classes.txt\"\n";
+    world.ingest(config).unwrap();
+    assert_eq!(world.manifest("j").classes, ["Bell", "Dog; small"]);
+    let rows = by_key(world.rows("j"));
+    let want: [Labels<'_>; 4] = [
+        ("0", Some("Dog; small"), Some(1), Some(vec!["Dog; small", "Bell"]), Some(vec![1, 0])),
+        ("2", Some("Dog; small"), Some(1), None, None),
+        ("4", None, None, None, None),
+        ("5", Some("Bell"), Some(0), None, None),
+    ];
+    assert_eq!(labels_of(&rows), want);
+    let rejects = world.rejects("j");
+    let has = |reason, part: &str| rejects.iter().any(|(r, text)| *r == reason && text.contains(part));
+    assert!(has(RejectReason::UnknownClass, "t.jsonl 2: `1.wav`: class `Cow`"), "{rejects:?}");
+    assert!(
+        has(RejectReason::MalformedRow, "t.jsonl 4: `label` is a list, wanted a string or a number"),
+        "{rejects:?}"
+    );
+    assert_eq!(rejects.len(), 2, "{rejects:?}");
+}
+
 #[test]
 fn clips_are_kept_with_their_codec() {
     let world = World::new();

@@ -63,7 +63,10 @@ class Batch:
         """`[n, n_tokens]`, or `[n, captions, n_tokens]` at a view with several; 0 is padding."""
     @property
     def labels(self) -> NDArray[np.uint32] | None:
-        """`[n]`, index into the corpus's classes; None unless every example has one."""
+        """`[n]`, index into the corpus's classes, the first one of several; None unless every example has one."""
+    @property
+    def label_sets(self) -> list[list[int]] | None:
+        """All labels of each example, the first one first; None unless an example of the batch has several."""
     def arrays(self) -> dict[str, NDArray[Any]]:
         """The arrays that are there, by name, without `examples`."""
     def __len__(self) -> int: ...

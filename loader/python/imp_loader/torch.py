@@ -17,12 +17,14 @@ def tensors(batch: Batch) -> dict[str, Any]:
 
     `examples` int64 `[n, 3]`, `pixels` uint8 `[n, frames, height, width, 3]`, `log_mel` float32 `[n, frames, mels]`, `text`
     int32 `[n, n_tokens]` (`[n, captions, n_tokens]` at a view with several), `vision_kept` and `audio_kept` int32 `[n, n_kept]`, `labels` int32 `[n]`. The last three are uint32 in
-    the batch, which torch hardly computes with; they are all below 2**31.
+    the batch, which torch hardly computes with; they are all below 2**31. `label_sets`, a list of lists, where an example has
+    several labels.
     """
     arrays = {"examples": batch.examples, **batch.arrays()}
     signed = {name: array.view(np.int32) if array.dtype == np.uint32 else array for name, array in arrays.items()}
     of_torch = {name: torch.from_numpy(array) for name, array in signed.items()}
-    return {"step": batch.step, "task": batch.task, "view": batch.view, **of_torch}
+    sets = {} if batch.label_sets is None else {"label_sets": batch.label_sets}
+    return {"step": batch.step, "task": batch.task, "view": batch.view, **of_torch, **sets}
 
 
 class ImpDataset(IterableDataset):

@@ -38,8 +38,10 @@ pub struct PyBatch {
     audio_kept: Option<Py<PyArrayDyn<u32>>>,
     /// `[n, n_tokens]`, or `[n, captions, n_tokens]` at a view with several, int32; 0 is padding.
     text: Option<Py<PyArrayDyn<i32>>>,
-    /// `[n]`, uint32, index into the corpus's classes; None unless every example has one.
+    /// `[n]`, uint32, index into the corpus's classes, the first one of several; None unless every example has one.
     labels: Option<Py<PyArrayDyn<u32>>>,
+    /// All labels of each example, the first one first; None unless an example of the batch has several.
+    label_sets: Option<Vec<Vec<u32>>>,
 }
 
 impl PyBatch {
@@ -66,8 +68,9 @@ impl PyBatch {
             };
             text = Some(array(py, "text", of_text.ids, shape)?);
         }
-        if let Some(of_examples) = batch.labels {
-            labels = Some(array(py, "labels", of_examples, vec![n])?);
+        if let Some(of_examples) = &batch.labels {
+            labels =
+                Some(array(py, "labels", of_examples.iter().flat_map(|all| all.first().copied()).collect(), vec![n])?);
         }
         Ok(Self {
             step: batch.step,
@@ -82,6 +85,7 @@ impl PyBatch {
             audio_kept,
             text,
             labels,
+            label_sets: batch.labels.filter(|of_examples| of_examples.iter().any(|all| all.len() > 1)),
         })
     }
 }

@@ -40,8 +40,7 @@ pub struct Example {
     pub log_mel: Option<Vec<f32>>,
     pub kept_audio: Option<Vec<u32>>,
     pub ids: Option<Vec<i32>>,
-    pub label: Option<u32>,
-    /// Small columns, for evaluation.
+    /// Small columns: the labels, and what evaluation wants.
     pub meta: Arc<Meta>,
 }
 
@@ -84,11 +83,10 @@ impl Workbench {
         record: &Record,
     ) -> Result<Example, ContentFault> {
         let draws = Draws::new(recipe.seed, recipe.task_idx, id);
-        let label = record.meta.label;
-        if recipe.needs_label && label.is_none() {
+        if recipe.needs_label && record.meta.labels.is_empty() {
             return Err(ContentFault::NoLabel);
         }
-        let mut example = Example { label, meta: Arc::clone(&record.meta), ..Example::default() };
+        let mut example = Example { meta: Arc::clone(&record.meta), ..Example::default() };
         // A clip's first frame places its sound.
         let mut start_seconds = None;
         match recipe.vision(view) {

@@ -172,8 +172,45 @@ fn shapes_are_those_of_the_view() {
             assert!(text.ids.iter().step_by(text.n_tokens).all(|&id| id > 0));
         }
         let labels = batch.labels.as_ref().unwrap();
-        assert!(labels.iter().zip(&batch.examples).all(|(&label, e)| u64::from(label) == e.row % 4));
+        assert!(labels.iter().zip(&batch.examples).all(|(all, e)| *all == [(e.row % 4) as u32]));
     }
+}
+
+/// Batches of pictures with their labels alone.
+fn labelled(rows: &[Row], is_before_1_2: bool) -> Vec<Batch> {
+    let (_dir, store) = store();
+    let corpus = Corpus { is_before_1_2, ..Corpus::new("photos", RecordKind::ImageText) };
+    corpus.write(&store, rows, 1);
+    let json = r#"{
+        "seed": 4, "alternation": "weights", "patching": { "tube": [2, 8, 8], "spectrogram": [8, 16] },
+        "spectrogram": { "window": 256, "hop": 128, "n_mels": 32 },
+        "tasks": [{ "name": "image-class", "corpora": ["photos"], "modalities": ["image"], "objective": "sigmoid", "batch": 5, "weight": 1.0,
+            "views": [{ "height": 16, "width": 16 }] }] }"#;
+    let mut loader = Loader::open(&store, mixture(json), &LoaderSettings::default(), None).unwrap();
+    (0..8).map(|_| loader.next().unwrap()).collect()
+}
+
+#[test]
+fn a_batch_carries_every_label_of_its_records_the_first_one_first() {
+    let mut rows: Vec<Row> = (0..20).map(image_row).collect();
+    rows.iter_mut().step_by(3).for_each(|row| row.label_ids = row.label.map(|first| vec![first, (first + 2) % 4]));
+    let mut n_several = 0;
+    for batch in labelled(&rows, false) {
+        for (all, example) in batch.labels.as_ref().unwrap().iter().zip(&batch.examples) {
+            let row = &rows[example.row as usize];
+            let want: Vec<u32> =
+                row.label_ids.clone().unwrap_or_else(|| vec![row.label.unwrap()]).iter().map(|&id| id as u32).collect();
+            assert_eq!(*all, want, "row {}", example.row);
+            n_several += usize::from(all.len() > 1);
+        }
+    }
+    assert!(n_several > 5, "{n_several}");
+}
+
+#[test]
+fn shards_of_before_there_were_several_labels_give_the_same_batches() {
+    let rows: Vec<Row> = (0..20).map(image_row).collect();
+    assert_eq!(digests(&labelled(&rows, true)), digests(&labelled(&rows, false)));
 }
 
 #[test]

@@ -7,6 +7,7 @@ use arrow::array::{
     ArrayRef, BinaryArray, BooleanArray, Float32Array, Int32Array, Int32Builder, Int64Array, ListBuilder, RecordBatch,
     StringArray, StringBuilder, StructArray, new_null_array,
 };
+use arrow::datatypes::{FieldRef, Schema};
 use bytes::Bytes;
 use image::{Rgb, RgbImage};
 use imp_schemas::manifest::{Manifest, ShardEntry, TokenizerEntry};
@@ -28,6 +29,8 @@ pub struct Row {
     /// Ids of each caption; the captions themselves are made from them.
     pub tokens: Vec<Vec<i32>>,
     pub label: Option<i32>,
+    /// Of a record with several labels: all of them, `label` first.
+    pub label_ids: Option<Vec<i32>>,
     pub num_frames: i32,
     pub size: (i32, i32),
     pub has_audio: bool,
@@ -49,6 +52,7 @@ pub fn image_row(i: usize) -> Row {
         medium: testkit::media::jpeg_bytes(&picture(i, width, height), 90).unwrap(),
         tokens: (0..1 + i % 3).map(|c| (0..3 + c).map(|t| (1 + i * 10 + c * 3 + t) as i32).collect()).collect(),
         label: Some(i as i32 % 4),
+        label_ids: None,
         num_frames: 1,
         size: (width as i32, height as i32),
         has_audio: false,
@@ -82,11 +86,14 @@ pub struct Corpus<'a> {
     pub classes: &'a [&'a str],
     pub rows_per_shard: usize,
     pub rows_per_group: usize,
+    /// Without the columns that came with 1.2.
+    pub is_before_1_2: bool,
 }
 
 impl<'a> Corpus<'a> {
     pub fn new(name: &'a str, kind: RecordKind) -> Self {
-        Self { name, kind, tokenizer: "t", classes: &["a", "b", "c", "d"], rows_per_shard: 7, rows_per_group: 3 }
+        let classes = &["a", "b", "c", "d"];
+        Self { name, kind, tokenizer: "t", classes, rows_per_shard: 7, rows_per_group: 3, is_before_1_2: false }
     }
 
     /// Writes `rows` as split `train` and the first half of them as split `test`, and the manifest as version `version`.
@@ -150,7 +157,11 @@ impl<'a> Corpus<'a> {
     }
 
     fn shard_bytes(&self, rows: &[Row], split: &str) -> Bytes {
-        let schema = record_schema(self.kind);
+        let is_here = |field: &FieldRef| {
+            !self.is_before_1_2 || ![column::LABELS, column::LABEL_IDS].contains(&field.name().as_str())
+        };
+        let fields: Vec<FieldRef> = record_schema(self.kind).fields().iter().filter(|f| is_here(f)).cloned().collect();
+        let schema = Arc::new(Schema::new(fields));
         let n = rows.len();
         let (mut captions, mut tokens) =
             (ListBuilder::new(StringBuilder::new()), ListBuilder::new(ListBuilder::new(Int32Builder::new())));
@@ -173,6 +184,11 @@ impl<'a> Corpus<'a> {
         columns.insert(column::CAPTIONS, Arc::new(captions.finish()));
         columns.insert(column::TOKENS, Arc::new(tokens.finish()));
         columns.insert(column::LABEL_ID, Arc::new(rows.iter().map(|r| r.label).collect::<Int32Array>()));
+        let mut label_ids = ListBuilder::new(Int32Builder::new());
+        for row in rows {
+            label_ids.append_option(row.label_ids.clone().map(|ids| ids.into_iter().map(Some)));
+        }
+        columns.insert(column::LABEL_IDS, Arc::new(label_ids.finish()));
         columns.insert(media_column(self.kind), Arc::new(media));
         if self.kind == RecordKind::AudioText {
             // A row of something else than sound says nothing.

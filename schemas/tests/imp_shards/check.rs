@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, FixedSizeBinaryArray, StringArray};
+use arrow::array::{FixedSizeBinaryArray, StringArray};
 use arrow::datatypes::{DataType, Field, Schema};
 use arrow::record_batch::RecordBatch;
 use imp_schemas::media_index::MediaPlace;
@@ -12,7 +12,7 @@ use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::properties::EnabledStatistics;
 
 use crate::imp_shards;
-use crate::store::{CORPUS, Corpus, Plan, keys, media_path, path, put, write, write_into};
+use crate::store::{CORPUS, Corpus, Plan, keys, media_path, path, put, with, with_labels, write, write_into};
 
 /// Exit status and kinds of findings of `check --json`.
 fn check(corpus: &Corpus) -> (i32, Vec<String>) {
@@ -39,6 +39,7 @@ fn a_sound_store_gives_no_finding() {
         Plan { is_noise: true, ..Plan::default() },
         // The second `a` is hidden: a key is unique among the rows that are seen.
         Plan { keys: keys(&["a", "b", "a"]), hidden: Some(2), ..Plan::default() },
+        Plan { batch: |batch| with_labels(&batch, &["dog", "cat"], &[1, 0]), ..Plan::default() },
     ];
     for plan in plans {
         assert_eq!(check(&write(&plan)), (0, vec![]));
@@ -56,6 +57,13 @@ fn each_kind_of_damage_to_rows_is_found_and_named() {
         (Plan { token_id: 0, ..Plan::default() }, "tokens"),
         (Plan { token_id: 10, ..Plan::default() }, "tokens"),
         (Plan { label_id: 2, ..Plan::default() }, "label"),
+        // Another label first, an id of another class, a class twice, names or ids alone, one label as several.
+        (Plan { batch: |batch| with_labels(&batch, &["cat", "dog"], &[0, 1]), ..Plan::default() }, "label"),
+        (Plan { batch: |batch| with_labels(&batch, &["dog", "cat"], &[1, 2]), ..Plan::default() }, "label"),
+        (Plan { batch: |batch| with_labels(&batch, &["dog", "dog"], &[1, 1]), ..Plan::default() }, "label"),
+        (Plan { batch: |batch| with_labels(&batch, &["dog", "cat"], &[]), ..Plan::default() }, "label"),
+        (Plan { batch: |batch| with_labels(&batch, &[], &[1, 0]), ..Plan::default() }, "label"),
+        (Plan { batch: |batch| with_labels(&batch, &["dog"], &[1]), ..Plan::default() }, "label"),
         (Plan { width: 9, ..Plan::default() }, "planning"),
         (Plan { caption: " ", ..Plan::default() }, "caption"),
         (Plan { digest_of_row_1: Some("0000"), ..Plan::default() }, "media_digest"),
@@ -73,14 +81,6 @@ fn each_kind_of_damage_to_rows_is_found_and_named() {
     for (i, (plan, wanted)) in cases.into_iter().enumerate() {
         finds(&format!("case {i}"), &write(&plan), wanted);
     }
-}
-
-/// The batch with another column of that name.
-fn with(batch: &RecordBatch, name: &str, column: ArrayRef) -> RecordBatch {
-    let at = batch.schema().index_of(name).unwrap();
-    let mut columns = batch.columns().to_vec();
-    columns[at] = column;
-    RecordBatch::try_new(batch.schema(), columns).unwrap()
 }
 
 /// The batch without a column.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use arrow::array::{
     ArrayRef, BinaryArray, BooleanArray, Int32Array, Int32Builder, Int64Array, ListBuilder, StringArray, StringBuilder,
-    StructArray,
+    StructArray, new_null_array,
 };
 use arrow::record_batch::RecordBatch;
 use image::RgbImage;
@@ -129,7 +129,7 @@ fn picture(i: usize, is_noise: bool) -> Vec<u8> {
 }
 
 fn columns(plan: &Plan, media: &[Vec<u8>]) -> RecordBatch {
-    let n = media.len();
+    let (n, schema) = (media.len(), record_schema(KIND));
     let texts = |text: &str| Arc::new(StringArray::from(vec![text; n])) as ArrayRef;
     let numbers = |number: i32| Arc::new(Int32Array::from(vec![number; n])) as ArrayRef;
     let mut digests: Vec<String> = media.iter().map(|m| Digest::of(m).0).collect();
@@ -163,6 +163,8 @@ fn columns(plan: &Plan, media: &[Vec<u8>]) -> RecordBatch {
         numbers(3),
         texts("dog"),
         numbers(plan.label_id),
+        new_null_array(schema.field_with_name(column::LABELS).unwrap().data_type(), n),
+        new_null_array(schema.field_with_name(column::LABEL_IDS).unwrap().data_type(), n),
         Arc::new(StringArray::new_null(n)),
         numbers(width),
         numbers(height),
@@ -172,7 +174,31 @@ fn columns(plan: &Plan, media: &[Vec<u8>]) -> RecordBatch {
         Arc::new(Int64Array::new_null(n)),
         Arc::new(media_column),
     ];
-    (plan.batch)(RecordBatch::try_new(record_schema(KIND), arrays).unwrap())
+    (plan.batch)(RecordBatch::try_new(schema, arrays).unwrap())
+}
+
+/// The batch with another column of that name.
+pub fn with(batch: &RecordBatch, name: &str, column: ArrayRef) -> RecordBatch {
+    let at = batch.schema().index_of(name).unwrap();
+    let mut columns = batch.columns().to_vec();
+    columns[at] = column;
+    RecordBatch::try_new(batch.schema(), columns).unwrap()
+}
+
+/// The batch with these labels in its first row, null without any; the others keep the one that they have.
+pub fn with_labels(batch: &RecordBatch, names: &[&str], ids: &[i32]) -> RecordBatch {
+    let mut labels = ListBuilder::new(StringBuilder::new());
+    let mut label_ids = ListBuilder::new(Int32Builder::new());
+    names.iter().for_each(|name| labels.values().append_value(name));
+    label_ids.values().append_slice(ids);
+    labels.append(!names.is_empty());
+    label_ids.append(!ids.is_empty());
+    for _ in 1..batch.num_rows() {
+        labels.append(false);
+        label_ids.append(false);
+    }
+    let batch = with(batch, column::LABELS, Arc::new(labels.finish()));
+    with(&batch, column::LABEL_IDS, Arc::new(label_ids.finish()))
 }
 
 /// One row a page, filters on the two identifiers, media as they are: as ingest writes them.

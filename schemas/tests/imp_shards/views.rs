@@ -1,6 +1,6 @@
 //! Promises of the commands that show: `show`, `stats`, `snapshots`, `diff`, `page`.
 
-use crate::store::{CORPUS, Plan, keys, write, write_into};
+use crate::store::{CORPUS, Plan, keys, with_labels, write, write_into};
 use crate::{imp_shards, stdout};
 
 #[test]
@@ -18,6 +18,26 @@ fn rows_and_counts_are_shown() {
     assert_eq!(stats["n_rejected"]["corrupt"], 1);
     let lines = stdout(&["stats", "--store", store]);
     assert!(lines.contains("rejects: corrupt 1") && lines.contains("classes: 2, 1 seen"), "{lines}");
+}
+
+#[test]
+fn every_label_of_a_record_is_shown_counted_and_compared() {
+    let corpus = write(&Plan::default());
+    let batch = |batch| with_labels(&batch, &["dog", "cat"], &[1, 0]);
+    write_into(corpus.folder.path(), &Plan { batch, snapshot: 2, ..Plan::default() });
+    let store = corpus.store();
+    assert!(stdout(&["show", "--store", store, CORPUS]).contains("dog | cat"));
+    let read = |arguments: &[&str]| serde_json::from_str::<serde_json::Value>(&stdout(arguments)).unwrap();
+    let stats = read(&["stats", "--store", store, "--json"]);
+    let by_class = &stats["corpora"][0]["n_by_class"];
+    assert_eq!((&by_class["dog"], &by_class["cat"]), (&3.into(), &1.into()));
+    let records = &read(&["diff", "--store", store, CORPUS, "--from", "1", "--json"])["records"];
+    assert_eq!((&records["n_changed"], &records["n_label_changed"]), (&1.into(), &1.into()));
+    assert_eq!(records["classes"]["cat"]["to"], 1);
+    assert!(records["classes"]["dog"].is_null(), "{records}");
+    let page = corpus.folder.path().join("page.html");
+    stdout(&["page", "--store", store, CORPUS, "--out", page.to_str().unwrap()]);
+    assert!(std::fs::read_to_string(page).unwrap().contains("data-label>cat</span>"));
 }
 
 #[test]

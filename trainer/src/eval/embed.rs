@@ -11,7 +11,7 @@ use imp_schemas::store::Store;
 use tokenizers::Tokenizer;
 
 use super::EvalError;
-use super::zero_shot::labels_of;
+use super::zero_shot::check_labels;
 use crate::config::Eval;
 use crate::model::{Imp, Stream};
 use crate::ops::Backend;
@@ -33,8 +33,8 @@ pub struct Items {
     pub manifest: Manifest,
     /// For each medium of the evaluation, `[n, common]`, unit length; of several windows the mean of their unit vectors, at unit length.
     pub media: Vec<(Stream, Vec<f32>)>,
-    /// Index into the manifest's classes, where the record has one.
-    pub labels: Vec<Option<u32>>,
+    /// Indices into the manifest's classes, of each example; the first label first, none where the record has none.
+    pub labels: Vec<Vec<u32>>,
     pub captions: Vec<Vec<String>>,
     pub keys: Vec<String>,
     pub rows: Vec<u64>,
@@ -45,8 +45,8 @@ pub struct Features {
     pub width: usize,
     /// `[n, width]`
     pub values: Vec<f32>,
-    /// An index into `classes` for each example.
-    pub labels: Vec<usize>,
+    /// Indices into `classes` for each example: at least one, the first label first.
+    pub labels: Vec<Vec<u32>>,
     pub classes: Vec<String>,
 }
 
@@ -109,7 +109,7 @@ impl<'a, D: Backend> Embedder<'a, D> {
         let loader = EvalLoader::open(self.store, &EvalSpec { split, ..spec_of(eval) }, settings)?;
         let every = loader.n_rows().div_ceil(most.max(1)).max(1) as usize;
         let classes = loader.snapshot().manifest.classes.clone();
-        let (mut values, mut labels, mut keys) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut values, mut labels) = (Vec::new(), Vec::new());
         for (i, batch) in loader.enumerate() {
             let batch = batch?;
             if !(i / eval.n_windows).is_multiple_of(every) {
@@ -120,13 +120,10 @@ impl<'a, D: Backend> Embedder<'a, D> {
             if batch.window_idx > 0 {
                 continue;
             }
-            match batch.batch.labels {
-                Some(of_batch) => labels.extend(of_batch.into_iter().map(Some)),
-                None => labels.extend(batch.keys.iter().map(|_| None)),
-            }
-            keys.extend(batch.keys);
+            let of_batch = batch.batch.labels.unwrap_or_else(|| vec![Vec::new(); batch.keys.len()]);
+            check_labels(eval, &of_batch, &batch.keys)?;
+            labels.extend(of_batch);
         }
-        let labels = labels_of(eval, &labels, &keys)?;
         if labels.is_empty() {
             let found = format!("split `{split}` of corpus `{}` gives no example", eval.task().corpora()[0]);
             let wanted = "at least one record with what it embeds";
@@ -170,10 +167,7 @@ impl<'a, D: Backend> Embedder<'a, D> {
             if batch.window_idx > 0 {
                 continue;
             }
-            match batch.batch.labels {
-                Some(labels) => items.labels.extend(labels.into_iter().map(Some)),
-                None => items.labels.extend(batch.keys.iter().map(|_| None)),
-            }
+            items.labels.extend(batch.batch.labels.unwrap_or_else(|| vec![Vec::new(); batch.keys.len()]));
             items.captions.extend(batch.captions);
             items.keys.extend(batch.keys);
             items.rows.extend(batch.rows);

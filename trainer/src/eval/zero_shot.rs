@@ -1,4 +1,5 @@
 //! Zero-shot classification: class names in sentences against media, arg-max of the cosine.
+//! Of an example with several labels any is right.
 
 use super::embed::{Embedder, Items};
 use super::{EvalError, Example, Measure, Retrieved, confusions, rank, top_k};
@@ -19,10 +20,13 @@ pub fn measure<D: Backend>(
     items: &Items,
 ) -> Result<(Measure, Vec<Example>), EvalError> {
     let wrong = |found: String, wanted| EvalError::Corpus { name: eval.name.clone(), found, wanted };
-    let labels = labels_of(eval, &items.labels, &items.keys)?;
+    check_labels(eval, &items.labels, &items.keys)?;
+    let is_of = |example: usize, class: usize| items.labels[example].contains(&(class as u32));
     let classes: Vec<usize> = match eval.candidates {
         Candidates::All => (0..items.manifest.classes.len()).collect(),
-        Candidates::Split => (0..items.manifest.classes.len()).filter(|c| labels.contains(c)).collect(),
+        Candidates::Split => {
+            (0..items.manifest.classes.len()).filter(|&class| (0..items.n()).any(|i| is_of(i, class))).collect()
+        }
     };
     if classes.len() < 2 {
         return Err(wrong(format!("{} classes to choose from", classes.len()), "at least 2"));
@@ -33,8 +37,8 @@ pub fn measure<D: Backend>(
     let texts: Vec<Vec<f32>> =
         items.media.iter().map(|(stream, _)| embedder.texts(&groups, *stream, eval)).collect::<Result<_, _>>()?;
     let scores = items.scores(&texts, classes.len());
-    let ranks: Vec<usize> =
-        scores.chunks(classes.len()).zip(&labels).map(|(row, label)| rank(row, &|i| classes[i] == *label)).collect();
+    let rows = scores.chunks(classes.len()).enumerate();
+    let ranks: Vec<usize> = rows.map(|(example, row)| rank(row, &|i| is_of(example, classes[i]))).collect();
     let said: Vec<usize> = scores.chunks(classes.len()).map(|row| classes[top_k(row, 1)[0]]).collect();
     let share = |k: usize| ranks.iter().filter(|&&r| r < k).count() as f64 / items.n().max(1) as f64;
     let measure = Measure::ZeroShot {
@@ -42,7 +46,7 @@ pub fn measure<D: Backend>(
         top5: share(5),
         chance: 1.0 / classes.len() as f64,
         n_classes: classes.len(),
-        confusions: confusions(&labels, &said, &items.manifest.classes),
+        confusions: confusions(&items.labels, &said, &items.manifest.classes),
     };
     // Queries spread over the classes, so that the page does not show six kinds of circle.
     let stride = (classes.len() / N_EXAMPLES).max(1);
@@ -52,7 +56,7 @@ pub fn measure<D: Backend>(
             row: items.rows[i],
             key: items.keys[i].clone(),
             score: column[i],
-            correct: labels[i] == classes[c],
+            correct: is_of(i, classes[c]),
         });
         Example {
             name: eval.name.clone(),
@@ -65,18 +69,17 @@ pub fn measure<D: Backend>(
     Ok((measure, examples.collect()))
 }
 
-/// The class of every record.
+/// Every record must have a label.
 ///
 /// # Errors
 /// A record has none; its key is named.
-pub(super) fn labels_of(eval: &Eval, labels: &[Option<u32>], keys: &[String]) -> Result<Vec<usize>, EvalError> {
-    let class = |(label, key): (&Option<u32>, &String)| match label {
-        Some(label) => Ok(*label as usize),
-        None => Err(EvalError::Corpus {
+pub(super) fn check_labels(eval: &Eval, labels: &[Vec<u32>], keys: &[String]) -> Result<(), EvalError> {
+    match labels.iter().zip(keys).find(|(of_record, _)| of_record.is_empty()) {
+        Some((_, key)) => Err(EvalError::Corpus {
             name: eval.name.clone(),
             found: format!("record `{key}` has no label"),
             wanted: "a label for every record of the split",
         }),
-    };
-    labels.iter().zip(keys).map(class).collect()
+        None => Ok(()),
+    }
 }

@@ -435,8 +435,8 @@ fn cross_entropies_and_their_targets_are_the_references() {
         let targets = objective::classes::smoothed(labels, n_classes, alpha, normalise);
         check(&golden, &at("targets"), &targets);
         if golden.has(&at("label_ids")) {
-            let ids: Vec<u32> = golden.i32s(&at("label_ids")).unwrap().iter().map(|&i| i as u32).collect();
-            assert_eq!(objective::classes::one_hot(&ids, n_classes).unwrap(), labels);
+            let ids: Vec<Vec<u32>> = golden.i32s(&at("label_ids")).unwrap().iter().map(|&i| vec![i as u32]).collect();
+            assert_eq!(objective::classes::multi_hot(&ids, n_classes).unwrap(), labels);
         }
         let sigmoid = case.starts_with("sigmoid");
         let row = if sigmoid { ops::cross_entropy::sigmoid_row } else { ops::cross_entropy::softmax_row };

@@ -101,7 +101,7 @@ impl<D: Backend> Imp<D> {
         &self,
         classes: &Classes,
         streams: &[(Stream, Rows<D>)],
-        labels: Option<&[u32]>,
+        labels: Option<&[Vec<u32>]>,
     ) -> Result<Scalar<D, T>, ModelError> {
         let corpus = &classes.corpus;
         let Some(classifier) = self.config.classifiers.iter().find(|c| c.corpus == *corpus) else {

@@ -43,7 +43,7 @@ fn batch(seed: u64, n: usize) -> Batch {
         kept: Some((0..n).flat_map(|_| (0..32u32).filter(|k| k % 2 == 0)).collect()),
     };
     let ids = (0..n * 8).map(|i| if i % 8 > 4 { 0 } else { below(49) as i32 + 1 }).collect();
-    let labels = (0..n).map(|_| below(5) as u32).collect();
+    let labels = (0..n).map(|_| vec![below(5) as u32]).collect();
     let examples = (0..n as u64).map(|row| imp_schemas::batch::ExampleId { corpus_idx: 0, row, epoch: 0 }).collect();
     let text = TextBatch { n_tokens: 8, ids };
     Batch {

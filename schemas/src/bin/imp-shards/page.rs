@@ -24,7 +24,7 @@ use minijinja::value::Serde;
 use serde::Serialize;
 
 use crate::ShardsError;
-use crate::rows::{Rows, for_live, present};
+use crate::rows::{Rows, for_live, label_columns, present};
 
 /// Rows whose numbers are read for the charts: enough for their shape, little against a corpus.
 const MAX_SCANNED: u64 = 200_000;
@@ -187,7 +187,7 @@ fn cards_of(
 fn scan(store: &Store, manifest: &Manifest, hidden: &Hidden) -> Result<Scan, ShardsError> {
     let numeric = planning(manifest.kind);
     let mut columns: Vec<&str> = numeric.iter().map(|(name, _, _)| *name).collect();
-    columns.extend([column::CAPTIONS, column::LABEL]);
+    columns.push(column::CAPTIONS);
     let n_rows: u64 = manifest.shards.iter().map(|s| s.n_rows).sum();
     let step = n_rows.div_ceil(MAX_SCANNED).max(1) as usize;
     let mut scan = Scan::default();
@@ -196,6 +196,7 @@ fn scan(store: &Store, manifest: &Manifest, hidden: &Hidden) -> Result<Scan, Sha
             break;
         }
         let reader = ShardReader::open(store, &manifest.corpus, entry)?;
+        let columns = [&columns[..], label_columns(&reader)].concat();
         for_live(&reader, &manifest.corpus, &hidden.rows(&entry.digest), &columns, |_, rows| scan.add(rows, numeric))?;
     }
     Ok(scan)
@@ -208,7 +209,7 @@ impl Scan {
         }
         let lengths = rows.captions()?.into_iter().flatten().flatten().map(|c| c.chars().count() as f64);
         self.caption_chars.extend(lengths.collect::<Vec<_>>());
-        for label in rows.texts(column::LABEL)?.into_iter().flatten() {
+        for label in rows.labels()?.into_iter().flatten() {
             *self.n_by_class.entry(label.to_owned()).or_insert(0) += 1;
         }
         self.n_rows += rows.batch.num_rows() as u64;

@@ -16,9 +16,12 @@ const WINDOW_ROWS: u64 = 2048;
 
 /// The columns of `schema` that the shard has: one of an earlier version lacks some.
 pub(crate) fn present<'s>(reader: &ShardReader, schema: &'s Schema) -> Vec<&'s str> {
-    let file = reader.metadata().file_metadata().schema_descr().root_schema().get_fields();
-    let has = |name: &str| file.iter().any(|field| field.name() == name);
-    schema.fields().iter().map(|field| field.name().as_str()).filter(|name| has(name)).collect()
+    schema.fields().iter().map(|field| field.name().as_str()).filter(|name| reader.has(name)).collect()
+}
+
+/// What [`Rows::labels`] reads of the shard.
+pub(crate) fn label_columns(reader: &ShardReader) -> &'static [&'static str] {
+    if reader.has(column::LABELS) { &[column::LABEL, column::LABELS] } else { &[column::LABEL] }
 }
 
 /// Hands on the rows of a shard that are not in `hidden` (rising), some thousand at a time, with their places in the shard.
@@ -90,8 +93,42 @@ impl<'a> Rows<'a> {
 
     /// Captions of each row; null is none.
     pub(crate) fn captions(&self) -> Result<Vec<Vec<Option<&'a str>>>, ShardsError> {
-        let wrong = || self.wrong(column::CAPTIONS);
-        let list = self.array(column::CAPTIONS)?.as_list_opt::<i32>().ok_or_else(wrong)?;
+        self.text_lists(column::CAPTIONS)
+    }
+
+    /// Labels of each row, the first one first.
+    pub(crate) fn labels(&self) -> Result<Vec<Vec<&'a str>>, ShardsError> {
+        let mut labels: Vec<Vec<&str>> = self.texts(column::LABEL)?.into_iter().map(Vec::from_iter).collect();
+        if self.batch.column_by_name(column::LABELS).is_some() {
+            for (of_row, all) in labels.iter_mut().zip(self.text_lists(column::LABELS)?) {
+                if !all.is_empty() {
+                    *of_row = all.into_iter().flatten().collect();
+                }
+            }
+        }
+        Ok(labels)
+    }
+
+    /// Ids of several labels of each row; null is none.
+    pub(crate) fn label_ids(&self) -> Result<Vec<Vec<i32>>, ShardsError> {
+        let Some(lists) = self.batch.column_by_name(column::LABEL_IDS) else {
+            return Ok(vec![Vec::new(); self.batch.num_rows()]);
+        };
+        let wrong = || self.wrong(column::LABEL_IDS);
+        let lists = lists.as_list_opt::<i32>().ok_or_else(wrong)?;
+        let of_row = |ids: Option<ArrayRef>| -> Result<Vec<i32>, ShardsError> {
+            let Some(ids) = ids else { return Ok(Vec::new()) };
+            let ids = ids.as_primitive_opt::<Int32Type>().ok_or_else(wrong)?;
+            // A null id is that of no class, which the check finds.
+            Ok(ids.iter().map(|id| id.unwrap_or(-1)).collect())
+        };
+        lists.iter().map(of_row).collect()
+    }
+
+    /// A column of lists of texts; null is none.
+    fn text_lists(&self, name: &'static str) -> Result<Vec<Vec<Option<&'a str>>>, ShardsError> {
+        let wrong = || self.wrong(name);
+        let list = self.array(name)?.as_list_opt::<i32>().ok_or_else(wrong)?;
         let texts = list.values().as_string_opt::<i32>().ok_or_else(wrong)?;
         let offsets = list.value_offsets();
         let of_row = |row: usize| {

@@ -85,7 +85,7 @@ fn lines(rows: &Rows<'_>, kind: RecordKind) -> Result<Vec<Vec<String>>, ShardsEr
     let text = |value: Option<&str>| value.unwrap_or("-").to_owned();
     let number = |value: Option<i64>| value.map_or("-".to_owned(), |n| n.to_string());
     let (keys, splits) = (rows.texts(column::KEY)?, rows.texts(column::SPLIT)?);
-    let (labels, sizes) = (rows.texts(column::LABEL)?, rows.numbers(column::BYTES_LEN)?);
+    let (labels, sizes) = (rows.labels()?, rows.numbers(column::BYTES_LEN)?);
     let (captions, tokens) = (rows.captions()?, rows.tokens()?);
     let (last, before_last): (Vec<String>, Vec<String>) = match kind {
         RecordKind::ImageText => (rows.texts(column::FORMAT)?.into_iter().map(text).collect(), pixels(rows)?),
@@ -101,7 +101,7 @@ fn lines(rows: &Rows<'_>, kind: RecordKind) -> Result<Vec<Vec<String>>, ShardsEr
         vec![
             text(keys[i]),
             text(splits[i]),
-            text(labels[i]),
+            if labels[i].is_empty() { "-".to_owned() } else { cut(&labels[i].join(" | ")) },
             cut(&captions.join(" | ")),
             lengths.join(" "),
             number(sizes[i]),

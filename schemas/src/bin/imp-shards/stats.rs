@@ -19,7 +19,7 @@ use imp_schemas::tombstone::Hidden;
 use serde::Serialize;
 
 use crate::ShardsError;
-use crate::rows::for_live;
+use crate::rows::{for_live, label_columns};
 
 /// Least, mean and greatest of a count.
 #[derive(Debug, Default, Clone, Copy, Serialize)]
@@ -171,7 +171,7 @@ fn count(store: &Store, corpus: &str, snapshot: u64, manifest: &Manifest) -> Res
             *range = [range[0].min(least), range[1].max(greatest)];
         }
         let reader = ShardReader::open(store, corpus, entry)?;
-        let columns = [column::CAPTIONS, column::TOKENS, column::LABEL];
+        let columns = [&[column::CAPTIONS, column::TOKENS][..], label_columns(&reader)].concat();
         for_live(&reader, corpus, &hidden.rows(&entry.digest), &columns, |places, rows| {
             let values = added.read(&entry.digest, places, &names)?;
             for (field, column) in values.schema_ref().fields().iter().zip(values.columns()) {
@@ -181,7 +181,7 @@ fn count(store: &Store, corpus: &str, snapshot: u64, manifest: &Manifest) -> Res
             }
             rows.captions()?.iter().for_each(|c| stats.captions_per_record.add(c.len() as u64));
             rows.tokens()?.iter().flatten().for_each(|t| stats.tokens_per_caption.add(t.len() as u64));
-            for label in rows.texts(column::LABEL)?.into_iter().flatten() {
+            for label in rows.labels()?.into_iter().flatten() {
                 *stats.n_by_class.entry(label.to_owned()).or_insert(0) += 1;
             }
             Ok(())

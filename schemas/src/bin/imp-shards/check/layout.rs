@@ -22,12 +22,15 @@ const LARGE_BLOB: i64 = 20 << 10;
 /// A page of several small blobs: it is closed once it holds 64 KiB, and what came last may be large. DATA-PLANE.md 8.3.
 const MAX_SHARED_PAGE: i64 = 256 << 10;
 const REPACK: &str = "ingest the corpus again: imp-ingest lays shards out so";
-/// Columns that shards before 1.1 do not have.
-const SINCE_1_1: [&str; 3] = [column::NUM_TOKENS, column::NORMALISED, column::PHASH];
 
 /// Whether a shard of this version has the column.
 pub(super) fn is_in(version: Version, name: &str) -> bool {
-    version >= Version { major: 1, minor: 1 } || !SINCE_1_1.contains(&name)
+    let since = match name {
+        column::LABELS | column::LABEL_IDS => 2,
+        column::NUM_TOKENS | column::NORMALISED | column::PHASH => 1,
+        _ => 0,
+    };
+    version >= Version { major: 1, minor: since }
 }
 
 /// Names, types and nullability of the columns, in order; says whether rows can be read.

@@ -14,7 +14,8 @@ use crate::finding::Findings;
 use crate::rows::Rows;
 
 /// Columns that may be null.
-const MAY_BE_NULL: [&str; 4] = [column::LABEL, column::LABEL_ID, column::NORMALISED, column::PHASH];
+const MAY_BE_NULL: [&str; 6] =
+    [column::LABEL, column::LABEL_ID, column::LABELS, column::LABEL_IDS, column::NORMALISED, column::PHASH];
 const STALE: &str = "ingest the corpus again: plans prune by these numbers";
 
 /// Of one shard.

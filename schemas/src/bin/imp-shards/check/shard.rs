@@ -1,5 +1,7 @@
 //! One shard: its bytes, its footer, its rows.
 
+use std::collections::BTreeSet;
+
 use imp_schemas::manifest::ShardEntry;
 use imp_schemas::media_index::MediaPlace;
 use imp_schemas::record::{column, huggingface_features, record_schema};
@@ -345,6 +347,7 @@ impl Window<'_> {
     fn check_words(&self, corpus: &Corpus<'_>, findings: &mut Findings) -> Result<(), ShardsError> {
         let (captions, tokens) = (self.rows.captions()?, self.rows.tokens()?);
         let (labels, label_ids) = (self.rows.texts(column::LABEL)?, self.rows.numbers(column::LABEL_ID)?);
+        let (all_labels, all_ids) = (self.rows.labels()?, self.rows.label_ids()?);
         let vocab_size = corpus.manifest.tokenizer.vocab_size;
         for i in 0..captions.len() {
             let place = format!("{}, row {}", self.key, self.first_row + i as u64);
@@ -377,9 +380,24 @@ impl Window<'_> {
                     label_ids[i],
                     corpus.manifest.classes.len()
                 );
+                findings.push("label", place.as_str(), found, AGAIN);
+            }
+            if !agree(labels[i], &all_labels[i], &all_ids[i], &corpus.manifest.classes) {
+                let found = format!("label {:?} of labels {:?} with ids {:?}", labels[i], all_labels[i], all_ids[i]);
                 findings.push("label", place, found, AGAIN);
             }
         }
         Ok(())
     }
+}
+
+/// Whether `all` labels are `first` alone, with no ids, or several distinct classes, `first` leading, each with its id.
+fn agree(first: Option<&str>, all: &[&str], ids: &[i32], classes: &[String]) -> bool {
+    if ids.is_empty() {
+        return all.len() < 2 && all.first().copied() == first;
+    }
+    let class = |id: &i32| usize::try_from(*id).ok().and_then(|id| classes.get(id)).map(String::as_str);
+    let named: Vec<&str> = ids.iter().filter_map(class).collect();
+    let distinct: BTreeSet<&i32> = ids.iter().collect();
+    named == all && all.len() > 1 && all.first().copied() == first && distinct.len() == ids.len()
 }

@@ -15,7 +15,7 @@ use serde::Serialize;
 
 use super::Change;
 use crate::ShardsError;
-use crate::rows::{Rows, for_live};
+use crate::rows::{Rows, for_live, label_columns};
 
 /// Keys that are named of each kind of change.
 const MAX_NAMED: usize = 20;
@@ -58,16 +58,12 @@ pub(super) fn compare(from: (&Store, &Manifest), to: (&Store, &Manifest)) -> Res
     let (had, has) = (shown(from.1, &hidden[0]), shown(to.1, &hidden[1]));
     let mut records = Records::default();
     let mut before: HashMap<Short, (Seen, bool)> = HashMap::new();
-    walk(from, &hidden[0], &has, |key, seen, label| {
+    walk(from, &hidden[0], &has, |key, seen, labels| {
         before.insert(short(key), (seen, false));
-        if let Some(label) = label {
-            records.classes.entry(label.to_owned()).or_default().from += 1;
-        }
+        labels.iter().for_each(|&label| records.classes.entry(label.to_owned()).or_default().from += 1);
     })?;
-    walk(to, &hidden[1], &had, |key, seen, label| {
-        if let Some(label) = label {
-            records.classes.entry(label.to_owned()).or_default().to += 1;
-        }
+    walk(to, &hidden[1], &had, |key, seen, labels| {
+        labels.iter().for_each(|&label| records.classes.entry(label.to_owned()).or_default().to += 1);
         match before.get_mut(&short(key)) {
             None => {
                 records.n_added += 1;
@@ -128,32 +124,33 @@ fn walk(
     (store, manifest): (&Store, &Manifest),
     hidden: &Hidden,
     other: &HashSet<(Digest, Vec<u64>)>,
-    mut take: impl FnMut(&str, Seen, Option<&str>),
+    mut take: impl FnMut(&str, Seen, &[&str]),
 ) -> Result<(), ShardsError> {
-    let columns = [column::KEY, column::DIGEST, column::SPLIT, column::LABEL, column::CAPTIONS];
     for entry in &manifest.shards {
         let hidden = hidden.rows(&entry.digest);
         if other.contains(&(entry.digest.clone(), hidden.to_vec())) {
             continue;
         }
         let reader = ShardReader::open(store, &manifest.corpus, entry)?;
+        let columns = [column::KEY, column::DIGEST, column::SPLIT, column::CAPTIONS];
+        let columns = [&columns[..], label_columns(&reader)].concat();
         for_live(&reader, &manifest.corpus, &hidden, &columns, |_, rows| each(rows, &mut take))?;
     }
     Ok(())
 }
 
-fn each(rows: &Rows<'_>, take: &mut impl FnMut(&str, Seen, Option<&str>)) -> Result<(), ShardsError> {
+fn each(rows: &Rows<'_>, take: &mut impl FnMut(&str, Seen, &[&str])) -> Result<(), ShardsError> {
     let (keys, digests) = (rows.texts(column::KEY)?, rows.texts(column::DIGEST)?);
-    let (splits, labels) = (rows.texts(column::SPLIT)?, rows.texts(column::LABEL)?);
+    let (splits, labels) = (rows.texts(column::SPLIT)?, rows.labels()?);
     let captions = rows.captions()?;
     for i in 0..keys.len() {
         let seen = Seen {
             media: short(digests[i].unwrap_or_default()),
             captions: short(&captions[i].iter().map(|c| c.unwrap_or_default()).collect::<Vec<_>>().join("\0")),
-            label: short(labels[i].unwrap_or_default()),
+            label: short(&labels[i].join("\0")),
             split: short(splits[i].unwrap_or_default()),
         };
-        take(keys[i].unwrap_or_default(), seen, labels[i]);
+        take(keys[i].unwrap_or_default(), seen, &labels[i]);
     }
     Ok(())
 }
