@@ -15,8 +15,8 @@ __all__ = ["ImpDataset", "tensors"]
 def tensors(batch: Batch) -> dict[str, Any]:
     """`batch` as a dictionary: `step`, `task`, `view`, and a tensor for every array that is there, without a copy.
 
-    `examples` int64 `[n, 3]`, `pixels` uint8 `[n, frames, height, width, 3]`, `log_mel` float32 `[n, frames, mels]`, `text`
-    int32 `[n, n_tokens]` (`[n, captions, n_tokens]` at a view with several), `vision_kept` and `audio_kept` int32 `[n, n_kept]`, `labels` int32 `[n]`. The last three are uint32 in
+    `examples` int64 `[n, 3]`, `pixels` uint8 `[n, frames, height, width, 3]`, `log_mel` float32 `[n, frames, mels]`, `waveform`
+    float32 `[n, samples]`, `text` int32 `[n, n_tokens]` (`[n, captions, n_tokens]` at a view with several), `vision_kept` and `audio_kept` int32 `[n, n_kept]`, `labels` int32 `[n]`. The last three are uint32 in
     the batch, which torch hardly computes with; they are all below 2**31.
     """
     arrays = {"examples": batch.examples, **batch.arrays()}
