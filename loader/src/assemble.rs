@@ -190,12 +190,15 @@ fn assemble(plan: &StepPlan, recipe: &Recipe, made: &[(ExampleId, Example)], poo
     });
     let audio = recipe.audio(view).map(|resolution| AudioBatch {
         resolution,
-        log_mel: joined(made, |e| e.log_mel.as_deref()),
+        values: joined(made, |e| e.sound.as_deref()),
         kept: kept(made, |e| e.kept_audio.as_deref()),
     });
     let text = recipe.text(view).and_then(|resolution| match resolution {
         Resolution::Text { tokens } => Some(TextBatch { n_tokens: tokens, ids: joined(made, |e| e.ids.as_deref()) }),
-        Resolution::Image { .. } | Resolution::Video { .. } | Resolution::Audio { .. } => None,
+        Resolution::Image { .. }
+        | Resolution::Video { .. }
+        | Resolution::Audio { .. }
+        | Resolution::Waveform { .. } => None,
     });
     Batch {
         step: plan.step,

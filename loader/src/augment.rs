@@ -31,7 +31,7 @@ pub enum Draw {
     Gain,
     /// Tokens kept of pictures and clips.
     KeptVision,
-    /// Tokens kept of spectrograms.
+    /// Tokens kept of sounds.
     KeptAudio,
 }
 

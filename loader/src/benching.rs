@@ -12,7 +12,7 @@ use imp_schemas::task::{Mixture, Task};
 
 use crate::augment::CropBox;
 use crate::buckets::TaskRows;
-use crate::decode::audio::{Placement, Sounds};
+use crate::decode::audio::{Placement, Sounds, place};
 use crate::decode::image::Pixels;
 use crate::decode::log_mel::MelTables;
 use crate::decode::planes::PlaneResizer;
@@ -66,7 +66,7 @@ impl Bench {
 
     /// `[frames, mels]`.
     pub fn log_mel(&mut self, samples: &[f32], frames: usize) -> Vec<f32> {
-        self.sounds.spectrogram(samples, frames, Placement::Cut(0), 1.0)
+        self.sounds.log_mel(&place(samples, self.sounds.n_samples(frames), Placement::Cut(0), 1.0))
     }
 }
 

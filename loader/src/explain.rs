@@ -206,7 +206,7 @@ fn drawn(
     let (Some(vision), Some(augment)) = (vision, &recipe.augment) else { return example };
     let shape = match vision {
         Resolution::Image { height, width } | Resolution::Video { height, width, .. } => (width, height),
-        Resolution::Audio { .. } | Resolution::Text { .. } => return example,
+        Resolution::Audio { .. } | Resolution::Waveform { .. } | Resolution::Text { .. } => return example,
     };
     if let (Some(width), Some(height)) = (number(column::WIDTH), number(column::HEIGHT)) {
         let (width, height) = reduced_size(width, height, recipe.working_side);

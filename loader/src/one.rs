@@ -42,14 +42,14 @@ pub fn batch_of_file(bytes: &[u8], medium: Modality, spec: &EvalSpec<'_>) -> Res
     let id = ExampleId { corpus_idx: 0, row: 0, epoch: 0 };
     let example = workbench.example(&recipe, spec.view, &id, &record)?;
     let vision = recipe.vision(spec.view).zip(example.pixels);
-    let audio = recipe.audio(spec.view).zip(example.log_mel);
+    let audio = recipe.audio(spec.view).zip(example.sound);
     Ok(Batch {
         step: 0,
         task_idx: 0,
         view_idx: 0,
         examples: vec![id],
         vision: vision.map(|(resolution, pixels)| VisionBatch { resolution, pixels, kept: None }),
-        audio: audio.map(|(resolution, log_mel)| AudioBatch { resolution, log_mel, kept: None }),
+        audio: audio.map(|(resolution, values)| AudioBatch { resolution, values, kept: None }),
         text: None,
         labels: None,
     })

@@ -69,7 +69,7 @@ impl Recipe {
         view.vision().filter(|_| self.has(Modality::Image) || self.has(Modality::Video))
     }
 
-    /// The size of spectrograms, if the task has sound.
+    /// The size of spectrograms or waveforms, if the task has sound.
     pub fn audio(&self, view: &View) -> Option<Resolution> {
         view.audio().filter(|_| self.has(Modality::Audio))
     }
@@ -101,6 +101,7 @@ impl Recipe {
             Some(Resolution::Image { height, width }) => height * width * 3,
             Some(Resolution::Video { frames, height, width }) => frames * height * width * 3,
             Some(Resolution::Audio { frames, mels }) => frames * mels * 4,
+            Some(Resolution::Waveform { samples }) => samples * 4,
             Some(Resolution::Text { tokens }) => view.n_captions() * tokens * 4,
             None => 0,
         };

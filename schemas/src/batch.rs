@@ -27,14 +27,14 @@ pub struct VisionBatch {
     pub kept: Option<Vec<u32>>,
 }
 
-/// Log-mel spectrograms of one size.
+/// Sounds of one size.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AudioBatch {
-    /// [`Resolution::Audio`].
+    /// [`Resolution::Audio`] or [`Resolution::Waveform`].
     pub resolution: Resolution,
-    /// `[n, frames, mels]`, f32, natural logarithm.
-    pub log_mel: Vec<f32>,
-    /// As [`VisionBatch::kept`], positions in raster order (time, frequency).
+    /// `[n, frames, mels]`, natural logarithm, or `[n, samples]`, in [-1, 1] but for what a gain or a filter adds.
+    pub values: Vec<f32>,
+    /// As [`VisionBatch::kept`], positions in raster order: (time, frequency), or time alone.
     pub kept: Option<Vec<u32>>,
 }
 
@@ -74,7 +74,7 @@ impl Batch {
     pub fn n_bytes(&self) -> usize {
         let kept = |kept: &Option<Vec<u32>>| kept.as_ref().map_or(0, |k| k.len() * 4);
         self.vision.as_ref().map_or(0, |v| v.pixels.len() + kept(&v.kept))
-            + self.audio.as_ref().map_or(0, |a| a.log_mel.len() * 4 + kept(&a.kept))
+            + self.audio.as_ref().map_or(0, |a| a.values.len() * 4 + kept(&a.kept))
             + self.text.as_ref().map_or(0, |t| t.ids.len() * 4)
             + self.labels.iter().flatten().map(|of_example| of_example.len() * 4).sum::<usize>()
     }
@@ -94,7 +94,7 @@ impl Batch {
         }
         if let Some(audio) = &self.audio {
             hasher.update(format!("audio {}", audio.resolution).as_bytes());
-            part(&audio.log_mel, n, i).iter().for_each(|v| _ = hasher.update(&v.to_bits().to_le_bytes()));
+            part(&audio.values, n, i).iter().for_each(|v| _ = hasher.update(&v.to_bits().to_le_bytes()));
             audio.kept.iter().flat_map(|kept| part(kept, n, i)).for_each(|k| _ = hasher.update(&k.to_le_bytes()));
         }
         if let Some(text) = &self.text {
@@ -125,7 +125,7 @@ impl Batch {
         }
         if let Some(audio) = &self.audio {
             hasher.update(format!("audio {}", audio.resolution).as_bytes());
-            for value in &audio.log_mel {
+            for value in &audio.values {
                 hasher.update(&value.to_bits().to_le_bytes());
             }
             hash_kept(&mut hasher, &audio.kept);

@@ -16,6 +16,10 @@ pub struct Patching {
     /// Frames and mel bands of a spectrogram patch; the release has `[16, 16]`.
     #[serde(default = "Patching::release_spectrogram")]
     pub spectrogram: [usize; 2],
+    /// Samples of a waveform patch; the release has 256.
+    // Absent from the digest of mixtures that do without: checkpoints of before go on.
+    #[serde(default = "Patching::release_waveform", skip_serializing_if = "Patching::is_release_waveform")]
+    pub waveform: usize,
 }
 
 impl Patching {
@@ -25,6 +29,14 @@ impl Patching {
 
     fn release_spectrogram() -> [usize; 2] {
         [16, 16]
+    }
+
+    fn release_waveform() -> usize {
+        256
+    }
+
+    fn is_release_waveform(waveform: &usize) -> bool {
+        *waveform == Self::release_waveform()
     }
 
     /// Values of one visual token, `frames * rows * columns * 3`.
@@ -40,7 +52,11 @@ impl Patching {
 
 impl Default for Patching {
     fn default() -> Self {
-        Self { tube: Self::release_tube(), spectrogram: Self::release_spectrogram() }
+        Self {
+            tube: Self::release_tube(),
+            spectrogram: Self::release_spectrogram(),
+            waveform: Self::release_waveform(),
+        }
     }
 }
 
@@ -63,6 +79,10 @@ pub enum Resolution {
         frames: usize,
         mels: usize,
     },
+    /// Samples of a sound that stays one.
+    Waveform {
+        samples: usize,
+    },
     Text {
         tokens: usize,
     },
@@ -81,12 +101,13 @@ impl Resolution {
         match self {
             Self::Image { .. } => Modality::Image,
             Self::Video { .. } => Modality::Video,
-            Self::Audio { .. } => Modality::Audio,
+            Self::Audio { .. } | Self::Waveform { .. } => Modality::Audio,
             Self::Text { .. } => Modality::Text,
         }
     }
 
-    /// Tokens per axis: (time, row, column) for vision, (time, frequency, 1) for sound, (place, 1, 1) for text.
+    /// Tokens per axis: (time, row, column) for vision, (time, frequency, 1) for spectrograms, (place, 1, 1) for waveforms
+    /// and text.
     ///
     /// # Errors
     /// [`ShapeError::NotDivisible`] if a patch does not divide its axis.
@@ -99,6 +120,7 @@ impl Resolution {
                 [cut("frames", frames, t)?, cut("height", height, h)?, cut("width", width, w)?]
             }
             Self::Audio { frames, mels } => [cut("spectrogram_frames", frames, f)?, cut("n_mels", mels, m)?, 1],
+            Self::Waveform { samples } => [cut("waveform_samples", samples, patching.waveform)?, 1, 1],
             Self::Text { tokens } => [cut("text_tokens", tokens, 1)?, 1, 1],
         })
     }
@@ -118,6 +140,7 @@ impl std::fmt::Display for Resolution {
             Self::Image { height, width } => write!(f, "{height}x{width}"),
             Self::Video { frames, height, width } => write!(f, "{frames}x{height}x{width}"),
             Self::Audio { frames, mels } => write!(f, "{frames}x{mels}"),
+            Self::Waveform { samples } => write!(f, "{samples}"),
             Self::Text { tokens } => write!(f, "{tokens}"),
         }
     }
@@ -147,12 +170,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_releases_three_visual_settings_make_its_token_counts() {
+    fn the_releases_settings_make_its_token_counts() {
         let cases = [
             (Resolution::Image { height: 256, width: 256 }, 256),
             (Resolution::Video { frames: 16, height: 256, width: 256 }, 1024),
             (Resolution::Video { frames: 16, height: 128, width: 128 }, 256),
             (Resolution::Audio { frames: 128, mels: 128 }, 64),
+            (Resolution::Waveform { samples: 131_072 }, 512),
             (Resolution::Text { tokens: 16 }, 16),
         ];
         for (resolution, want) in cases {
@@ -166,5 +190,7 @@ mod tests {
     fn a_side_that_the_patch_does_not_divide_is_named() {
         let got = Resolution::Image { height: 250, width: 256 }.grid(&Patching::default());
         assert_eq!(got, Err(ShapeError::NotDivisible { axis: "height", found: 250, patch: 16 }));
+        let got = Resolution::Waveform { samples: 1000 }.grid(&Patching::default());
+        assert_eq!(got, Err(ShapeError::NotDivisible { axis: "waveform_samples", found: 1000, patch: 256 }));
     }
 }

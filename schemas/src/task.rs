@@ -101,13 +101,16 @@ pub struct RawView {
     pub height: Option<usize>,
     pub width: Option<usize>,
     pub spectrogram_frames: Option<usize>,
+    /// Samples at `spectrogram.sample_rate`, in place of a spectrogram of them. The same kind of sound at all views of a task.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub waveform_samples: Option<usize>,
     #[serde(default)]
     pub text_tokens: Option<usize>,
     /// Captions of each example in a batch, as instances of one bag (MIL-NCE): each may be what the medium shows. The one that is
     /// drawn and those after it in the record, from the start again where there are fewer.
     #[serde(default = "one_caption")]
     pub captions: usize,
-    /// Share of visual and spectrogram tokens that DropToken drops.
+    /// Share of visual and sound tokens that DropToken drops.
     #[serde(default)]
     pub drop_rate: f64,
 }
@@ -217,7 +220,7 @@ impl View {
     pub fn size(&self) -> Option<(usize, usize)> {
         match self.vision? {
             Resolution::Image { height, width } | Resolution::Video { height, width, .. } => Some((width, height)),
-            Resolution::Audio { .. } | Resolution::Text { .. } => None,
+            Resolution::Audio { .. } | Resolution::Waveform { .. } | Resolution::Text { .. } => None,
         }
     }
 
@@ -226,7 +229,7 @@ impl View {
         self.stride
     }
 
-    /// [`Resolution::Audio`] if the task has sound.
+    /// [`Resolution::Audio`] or [`Resolution::Waveform`] if the task has sound.
     pub fn audio(&self) -> Option<Resolution> {
         self.audio
     }
@@ -236,12 +239,17 @@ impl View {
         self.text
     }
 
+    /// The size of what the task has of `modality`.
+    pub fn resolution(&self, modality: Modality) -> Option<Resolution> {
+        [self.vision, self.audio, self.text].into_iter().flatten().find(|r| r.modality() == modality)
+    }
+
     /// Captions of each example; see [`RawView::captions`].
     pub fn n_captions(&self) -> usize {
         self.captions
     }
 
-    /// Share of visual and spectrogram tokens that DropToken drops.
+    /// Share of visual and sound tokens that DropToken drops.
     pub fn drop_rate(&self) -> f64 {
         self.drop_rate
     }
@@ -253,7 +261,7 @@ impl View {
 }
 
 /// One task, checked. Holds: at least one corpus and one view; NCE has at least two modalities, an objective over classes one medium
-/// and one corpus; weight and interval are positive.
+/// and one corpus; weight and interval are positive; sounds are spectrograms at all views, or waveforms at all.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Task {
     name: String,

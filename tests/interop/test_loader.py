@@ -61,7 +61,7 @@ MIXTURE = {
         },
     ],
 }
-DTYPES = {"pixels": "uint8", "vision_kept": "uint32", "log_mel": "float32", "audio_kept": "uint32", "text": "int32", "labels": "uint32"}
+DTYPES = {"pixels": "uint8", "vision_kept": "uint32", "log_mel": "float32", "waveform": "float32", "audio_kept": "uint32", "text": "int32", "labels": "uint32"}
 
 
 @pytest.fixture
@@ -108,6 +108,18 @@ def test_batches_have_the_shapes_that_their_tasks_list(store):
         assert batch.label_sets is None
         for kept in (batch.vision_kept, batch.audio_kept):
             assert kept is None or (np.diff(kept.astype(np.int64)) > 0).all()
+
+
+def test_a_sound_may_stay_a_waveform(store):
+    task = MIXTURE["tasks"][3] | {"views": [{"waveform_samples": 12288, "text_tokens": 8, "drop_rate": 0.25}]}
+    mixture = MIXTURE | {"patching": MIXTURE["patching"] | {"waveform": 128}, "tasks": [task]}
+    with Loader(store, mixture) as loader:
+        shapes = loader.tasks()[0]["views"][0]["shapes"]
+        batch = next(loader)
+    assert shapes == {"waveform": [4, 12288], "audio_kept": [4, 72], "text": [4, 8]}
+    assert {name: list(array.shape) for name, array in batch.arrays().items() if name != "labels"} == shapes
+    assert batch.log_mel is None and str(batch.waveform.dtype) == DTYPES["waveform"]
+    assert (np.abs(batch.waveform).max(axis=1) > 0).all()
 
 
 def test_arrays_are_the_loaders_own_memory_and_outlive_it(store):

@@ -73,6 +73,6 @@ fn a_batch_has_one_task_its_view_and_its_streams() {
         assert_eq!(batch.text.is_some(), view.text().is_some());
         views_seen.insert((batch.task_idx, batch.view_idx));
     }
-    assert_eq!(views_seen.len(), 5, "four tasks, one of them at two resolutions: {views_seen:?}");
+    assert_eq!(views_seen.len(), 6, "five tasks, one of them at two resolutions: {views_seen:?}");
     assert_eq!(loader.cursor().step, 20);
 }

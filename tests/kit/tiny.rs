@@ -1,4 +1,4 @@
-//! The smallest run that has every part: three corpora, three contrastive tasks at mixed resolutions, one softmax task,
+//! The smallest run that has every part: three corpora, four contrastive tasks at mixed resolutions, one softmax task,
 //! a model of 40 thousand parameters, evaluations of all three media.
 
 use std::path::Path;
@@ -98,6 +98,15 @@ objective = "nce"
 batch = 6
 views = [{{ spectrogram_frames = 32, text_tokens = 8 }}]
 
+[[train.mixture.tasks]]
+name = "waveform-text"
+corpora = ["world-audio"]
+modalities = ["audio", "text"]
+objective = "nce"
+weight = 0.5
+batch = 4
+views = [{{ waveform_samples = 4096, text_tokens = 8, drop_rate = 0.25 }}]
+
 [[train.eval]]
 name = "images"
 corpus = "world-image"
@@ -121,6 +130,14 @@ corpus = "world-audio"
 kind = "retrieval"
 modalities = ["audio"]
 view = {{ spectrogram_frames = 32, text_tokens = 8 }}
+
+[[train.eval]]
+name = "sounds as waveforms"
+corpus = "world-audio"
+kind = "zero-shot"
+modalities = ["audio"]
+windows = 2
+view = {{ waveform_samples = 4096, text_tokens = 8 }}
 
 [[train.eval]]
 name = "images by a probe"

@@ -89,7 +89,7 @@ impl BenchOptions {
             raw.experts =
                 Some(RawExperts { blocks: Some(self.sparse_blocks), z_weight: 1.0, ..RawExperts::of(self.experts) });
         }
-        let patching = Patching { tube: TUBE, spectrogram: [16, 16] };
+        let patching = Patching { tube: TUBE, ..Patching::default() };
         ModelConfig::check(raw, VOCABULARY, patching, vec![(Stream::Vision, Stream::Text)], Vec::new())
     }
 

@@ -416,7 +416,7 @@ mod tests {
             of("keep_checkpoints = 2", "keep_checkpoints = 2").unwrap().evals[0].prompts,
             PromptSet::Image.sentences()[..3]
         );
-        assert_eq!(evals.iter().map(|eval| eval.n_windows).collect::<Vec<_>>(), [1, 2, 1, 1]);
+        assert_eq!(evals.iter().map(|eval| eval.n_windows).collect::<Vec<_>>(), [1, 2, 1, 2, 1]);
         let cases = [
             ("ensemble = 3", "ensemble = 17", "`train.eval[images].ensemble` is 17, must be at least 1 and at most"),
             ("ensemble = 3", "prompts = [\"{}\"]", "prompt_set` is image, must be absent where there are `prompts`"),

@@ -212,7 +212,7 @@ pub(crate) fn newest<D: Backend>(
 
 /// The stream that a linear probe reads must have been trained.
 fn check_stream<D: Backend>(model: &Imp<D>, eval: &Eval) -> Result<(), EvalError> {
-    match train::media_streams(&eval.media).into_iter().find(|stream| !model.config().streams().contains(stream)) {
+    match train::media_streams(eval.task()).into_iter().find(|stream| !model.config().streams().contains(stream)) {
         Some(stream) => Err(EvalError::Corpus {
             name: eval.name.clone(),
             found: format!("a probe of {stream}, which no task trains"),
@@ -228,7 +228,7 @@ pub(crate) fn check_trained<D: Backend>(model: &Imp<D>, eval: &Eval) -> Result<(
         let (name, found) = (eval.name.clone(), "a linear probe, which has no sentences".to_owned());
         return Err(EvalError::Corpus { name, found, wanted: "an evaluation with `kind` zero-shot or retrieval" });
     }
-    for stream in train::media_streams(&eval.media) {
+    for stream in train::media_streams(eval.task()) {
         let pair = (stream.min(Stream::Text), stream.max(Stream::Text));
         if !model.config().pairs().contains(&pair) {
             return Err(EvalError::Untrained { name: eval.name.clone(), medium: stream.name() });

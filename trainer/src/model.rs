@@ -35,7 +35,7 @@ pub use config::{Classifier, ModelConfig, Preset, QkvInit, RawModel, Stream};
 pub use error::ModelError;
 pub use experts::{EvalGroups, ExpertsConfig, Placement, RawExperts, Router, RoutingSummary};
 pub use parameters::Parameter;
-pub use patches::{HostTokens, spectrogram_patches, tube_patches};
+pub use patches::{HostTokens, sound_patches, tube_patches};
 
 /// Gradients of one batch, by parameter.
 pub struct Grads<D: Backend>(pub(crate) Gradients<f32, D>);
@@ -159,13 +159,13 @@ impl<D: Backend> Imp<D> {
         self.embedding(pooled, Stream::Vision, target)
     }
 
-    /// As [`Imp::embed_vision`], of spectrograms.
+    /// As [`Imp::embed_vision`], of spectrograms or waveforms.
     ///
     /// # Errors
     /// As [`Imp::embed_vision`].
     pub fn embed_audio(&self, batch: &AudioBatch, target: Stream) -> Result<Vec<f32>, ModelError> {
         let pooled = self.pooled_audio::<NoneTape>(batch, &mut Call::new(&self.config, Purpose::Embed))?;
-        self.embedding(pooled, Stream::Spectrogram, target)
+        self.embedding(pooled, Stream::of(batch.resolution), target)
     }
 
     /// As [`Imp::embed_vision`], of sentences.

@@ -164,6 +164,7 @@ fn step_flops(model: &ModelConfig, nce: bool, n: usize, sequences: &[(Stream, us
         let values = match stream {
             Stream::Vision => model.patching().n_tube_values(),
             Stream::Spectrogram => model.patching().n_spectrogram_values(),
+            Stream::Waveform => model.patching().waveform,
             Stream::Text => 0,
         };
         let embed = 2.0 * n_tokens as f64 * values as f64 * d;

@@ -196,7 +196,7 @@ pub fn search<D: Backend>(
     let embedder = Embedder::new(store, &model, &meta.tokenizer_digest)?;
     // A text is in the space of each medium; a file in that of its own.
     let queries: Vec<(Stream, Vec<f32>)> = match query {
-        Query::Text(text) => media_streams(&eval.media)
+        Query::Text(text) => media_streams(eval.task())
             .into_iter()
             .map(|stream| Ok((stream, embedder.texts(&[vec![text.clone()]], stream, eval)?)))
             .collect::<Result<_, EvalError>>()?,
@@ -261,12 +261,12 @@ fn of_file<D: Backend>(
                 continue;
             }
         };
-        let embedded = match (&batch.vision, &batch.audio) {
-            (Some(vision), _) => embedder.model().embed_vision(vision, Stream::Text),
-            (None, Some(audio)) => embedder.model().embed_audio(audio, Stream::Text),
+        let (resolution, embedded) = match (&batch.vision, &batch.audio) {
+            (Some(vision), _) => (vision.resolution, embedder.model().embed_vision(vision, Stream::Text)),
+            (None, Some(audio)) => (audio.resolution, embedder.model().embed_audio(audio, Stream::Text)),
             (None, None) => continue,
         };
-        return Ok((Stream::from(medium), embedded.map_err(EvalError::from)?));
+        return Ok((Stream::of(resolution), embedded.map_err(EvalError::from)?));
     }
     let wanted = eval.media.iter().map(|m| m.name()).collect::<Vec<_>>().join(" or ");
     let source = failed.unwrap_or(ContentFault::NoMedium);

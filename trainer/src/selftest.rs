@@ -46,7 +46,7 @@ const PAIR: &[Stream] = &[Stream::Vision, Stream::Text];
 const CORPUS: &str = "made-up";
 const N_CLASSES: usize = 10;
 const VOCABULARY: usize = 509;
-const PATCHING: Patching = Patching { tube: [4, 8, 8], spectrogram: [8, 8] };
+const PATCHING: Patching = Patching { tube: [4, 8, 8], spectrogram: [8, 8], waveform: 40 };
 
 fn cases() -> Vec<Case> {
     let nce = |name, model, sizes, kept| Case { name, model, goal: Goal::nce(), streams: PAIR, sizes, kept };
@@ -95,6 +95,14 @@ fn cases() -> Vec<Case> {
             kept: None,
         },
         Case {
+            name: "waveforms",
+            model: json!({"width": 64, "depth": 2, "heads": 2}),
+            goal: Goal::nce(),
+            streams: &[Stream::Waveform, Stream::Text],
+            sizes: [4, 9, 5, 7],
+            kept: None,
+        },
+        Case {
             name: "classes",
             model: json!({"width": 64, "depth": 2, "heads": 2}),
             goal: Goal::softmax(CORPUS),
@@ -125,6 +133,7 @@ impl Case {
         if let Some(table) = table.as_object_mut() {
             table.insert("vision_table".to_owned(), json!([2, 9, 16]));
             table.insert("spectrogram_table".to_owned(), json!([11, 5]));
+            table.insert("waveform_table".to_owned(), json!(17));
             table.insert("text_table".to_owned(), json!(128));
         }
         let raw: RawModel = serde_json::from_value(table).map_err(|e| ModelError::Device(e.to_string()))?;
@@ -164,9 +173,13 @@ impl Case {
             kept,
         });
         let [frames, mels] = [rows * PATCHING.spectrogram[0], columns * PATCHING.spectrogram[1]];
-        let audio = has(Stream::Spectrogram).then(|| AudioBatch {
-            resolution: Resolution::Audio { frames, mels },
-            log_mel: (0..n * frames * mels).map(|_| draw.next() as f32 * 4.0 - 2.0).collect(),
+        let spectrogram = (Stream::Spectrogram, Resolution::Audio { frames, mels }, frames * mels);
+        let samples = rows * columns * PATCHING.waveform;
+        let waveform = (Stream::Waveform, Resolution::Waveform { samples }, samples);
+        let sound = [spectrogram, waveform].into_iter().find(|&(stream, ..)| has(stream));
+        let audio = sound.map(|(_, resolution, n_values)| AudioBatch {
+            resolution,
+            values: (0..n * n_values).map(|_| draw.next() as f32 * 4.0 - 2.0).collect(),
             kept: None,
         });
         let text = has(Stream::Text).then(|| {

@@ -9,7 +9,6 @@ use std::time::Instant;
 
 use imp_loader::{Loader, LoaderError, Watch};
 use imp_schemas::checkpoint::CheckpointMeta;
-use imp_schemas::modality::Modality;
 use imp_schemas::resolution::{Patching, Resolution, n_kept};
 use imp_schemas::shard::Digest;
 use imp_schemas::store::{Snapshot, Store, StoreError};
@@ -215,7 +214,7 @@ pub fn model_config(config: &TrainConfig, manifests: &BTreeMap<String, Snapshot>
     let mut pairs: Vec<(Stream, Stream)> = Vec::new();
     let mut classifiers: Vec<Classifier> = Vec::new();
     for task in config.mixture.tasks() {
-        let streams: Vec<Stream> = task.modalities().iter().map(|&m| Stream::from(m)).collect();
+        let streams = streams(task);
         if task.objectives().has_nce() {
             for (i, &a) in streams.iter().enumerate() {
                 for &b in &streams[i + 1..] {
@@ -229,7 +228,7 @@ pub fn model_config(config: &TrainConfig, manifests: &BTreeMap<String, Snapshot>
         if let Some(objective) = task.objectives().over_classes() {
             let corpus = task.corpora()[0].clone();
             let n_classes = manifests.get(&corpus).map_or(0, |s| s.manifest.classes.len());
-            let stream = media_streams(task.modalities()).first().copied();
+            let stream = media_streams(task).first().copied();
             let Some(stream) = stream.filter(|_| n_classes > 0) else {
                 return Err(TrainError::NoClasses {
                     task: task.name().to_owned(),
@@ -272,9 +271,9 @@ pub fn model_config(config: &TrainConfig, manifests: &BTreeMap<String, Snapshot>
 /// Sequences of one example in each call of the encoder, and the tokens of each, after DropToken. A medium is one sequence.
 pub(crate) fn sequences_by_stream(view: &View, patching: &Patching) -> Vec<(Stream, usize, usize)> {
     let count = |resolution: Resolution| resolution.n_tokens(patching).unwrap_or(0);
-    let vision = view.vision().map(|r| (Stream::Vision, 1, n_kept(count(r), view.drop_rate())));
-    let audio = view.audio().map(|r| (Stream::Spectrogram, 1, n_kept(count(r), view.drop_rate())));
-    let text = view.text().map(|r| (Stream::Text, view.n_captions(), count(r)));
+    let vision = view.vision().map(|r| (Stream::of(r), 1, n_kept(count(r), view.drop_rate())));
+    let audio = view.audio().map(|r| (Stream::of(r), 1, n_kept(count(r), view.drop_rate())));
+    let text = view.text().map(|r| (Stream::of(r), view.n_captions(), count(r)));
     [vision, audio, text].into_iter().flatten().collect()
 }
 
@@ -287,7 +286,37 @@ fn n_tokens(mixture: &Mixture, task: &Task, view_idx: usize) -> usize {
     task.n_tokens_per_example(&task.views()[view_idx], mixture.patching())
 }
 
+/// Streams of a task, in the order of its modalities. Every view has those of the first.
+fn streams(task: &Task) -> Vec<Stream> {
+    let view = &task.views()[0];
+    task.modalities().iter().filter_map(|&modality| view.resolution(modality)).map(Stream::of).collect()
+}
+
 /// Streams of a task's media, without text.
-pub fn media_streams(modalities: &[Modality]) -> Vec<Stream> {
-    modalities.iter().filter(|&&m| m != Modality::Text).map(|&m| Stream::from(m)).collect()
+pub fn media_streams(task: &Task) -> Vec<Stream> {
+    streams(task).into_iter().filter(|&stream| stream != Stream::Text).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use serde::Deserialize;
+
+    use super::*;
+    use crate::config::RawTrain;
+
+    #[test]
+    fn the_views_of_a_task_say_which_stream_its_sounds_are() {
+        let text = testkit::tiny::run_file(Path::new("corpora"), "store", "run", 60, 2);
+        let text = text.replace("views = [{ spectrogram_frames = 32", "views = [{ waveform_samples = 8192");
+        let file: toml::Table = toml::from_str(&text).unwrap();
+        let config = TrainConfig::try_from(RawTrain::deserialize(file["train"].clone()).unwrap()).unwrap();
+        let task = &config.mixture.tasks()[3];
+        assert_eq!(streams(task), [Stream::Waveform, Stream::Text]);
+        let calls = sequences_by_stream(&task.views()[0], config.mixture.patching());
+        assert_eq!(calls, [(Stream::Waveform, 1, 8192 / 256), (Stream::Text, 1, 8)]);
+        // The evaluation still looks at spectrograms, which this model has no stream for.
+        assert_eq!(media_streams(config.evals[2].task()), [Stream::Spectrogram]);
+    }
 }

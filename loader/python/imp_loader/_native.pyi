@@ -56,8 +56,11 @@ class Batch:
     def log_mel(self) -> NDArray[np.float32] | None:
         """`[n, frames, mels]`, natural logarithm."""
     @property
+    def waveform(self) -> NDArray[np.float32] | None:
+        """`[n, samples]`, in [-1, 1] but for what a gain or a filter adds."""
+    @property
     def audio_kept(self) -> NDArray[np.uint32] | None:
-        """As `vision_kept`, positions of spectrogram tokens in raster order (time, frequency)."""
+        """As `vision_kept`, positions of sound tokens in raster order (time, frequency), or in time."""
     @property
     def text(self) -> NDArray[np.int32] | None:
         """`[n, n_tokens]`, or `[n, captions, n_tokens]` at a view with several; 0 is padding."""

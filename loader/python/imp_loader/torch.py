@@ -15,10 +15,10 @@ __all__ = ["ImpDataset", "tensors"]
 def tensors(batch: Batch) -> dict[str, Any]:
     """`batch` as a dictionary: `step`, `task`, `view`, and a tensor for every array that is there, without a copy.
 
-    `examples` int64 `[n, 3]`, `pixels` uint8 `[n, frames, height, width, 3]`, `log_mel` float32 `[n, frames, mels]`, `text`
-    int32 `[n, n_tokens]` (`[n, captions, n_tokens]` at a view with several), `vision_kept` and `audio_kept` int32 `[n, n_kept]`, `labels` int32 `[n]`. The last three are uint32 in
-    the batch, which torch hardly computes with; they are all below 2**31. `label_sets`, a list of lists, where an example has
-    several labels.
+    `examples` int64 `[n, 3]`, `pixels` uint8 `[n, frames, height, width, 3]`, `log_mel` float32 `[n, frames, mels]` or `waveform`
+    float32 `[n, samples]`, `text` int32 `[n, n_tokens]` (`[n, captions, n_tokens]` at a view with several), `vision_kept` and
+    `audio_kept` int32 `[n, n_kept]`, `labels` int32 `[n]`. The last three are uint32 in the batch, which torch hardly computes
+    with; they are all below 2**31. `label_sets`, a list of lists, where an example has several labels.
     """
     arrays = {"examples": batch.examples, **batch.arrays()}
     signed = {name: array.view(np.int32) if array.dtype == np.uint32 else array for name, array in arrays.items()}

@@ -34,7 +34,9 @@ pub struct PyBatch {
     vision_kept: Option<Py<PyArrayDyn<u32>>>,
     /// `[n, frames, mels]`, float32, natural logarithm.
     log_mel: Option<Py<PyArrayDyn<f32>>>,
-    /// As `vision_kept`, positions of spectrogram tokens in raster order (time, frequency).
+    /// `[n, samples]`, float32, in [-1, 1] but for what a gain or a filter adds.
+    waveform: Option<Py<PyArrayDyn<f32>>>,
+    /// As `vision_kept`, positions of sound tokens in raster order (time, frequency), or in time.
     audio_kept: Option<Py<PyArrayDyn<u32>>>,
     /// `[n, n_tokens]`, or `[n, captions, n_tokens]` at a view with several, int32; 0 is padding.
     text: Option<Py<PyArrayDyn<i32>>>,
@@ -52,13 +54,16 @@ impl PyBatch {
     pub fn new(py: Python<'_>, batch: Batch, task: &str) -> Result<Self, WheelError> {
         let n = batch.n();
         let ids = ids(&batch.examples)?;
-        let (mut pixels, mut vision_kept, mut log_mel, mut audio_kept, mut text, mut labels) = Default::default();
+        let (mut pixels, mut vision_kept, mut text, mut labels) = Default::default();
+        let (mut log_mel, mut waveform, mut audio_kept) = Default::default();
         if let Some(vision) = batch.vision {
             pixels = Some(array(py, "pixels", vision.pixels, shape_of(n, vision.resolution))?);
             vision_kept = kept(py, "vision_kept", vision.kept, n)?;
         }
         if let Some(audio) = batch.audio {
-            log_mel = Some(array(py, "log_mel", audio.log_mel, shape_of(n, audio.resolution))?);
+            let name = name_of(audio.resolution);
+            let sound = if name == "waveform" { &mut waveform } else { &mut log_mel };
+            *sound = Some(array(py, name, audio.values, shape_of(n, audio.resolution))?);
             audio_kept = kept(py, "audio_kept", audio.kept, n)?;
         }
         if let Some(of_text) = batch.text {
@@ -82,6 +87,7 @@ impl PyBatch {
             pixels,
             vision_kept,
             log_mel,
+            waveform,
             audio_kept,
             text,
             labels,
@@ -102,6 +108,7 @@ impl PyBatch {
         put("pixels", self.pixels.as_ref().map(|a| a.bind(py).clone().into_any()))?;
         put("vision_kept", self.vision_kept.as_ref().map(|a| a.bind(py).clone().into_any()))?;
         put("log_mel", self.log_mel.as_ref().map(|a| a.bind(py).clone().into_any()))?;
+        put("waveform", self.waveform.as_ref().map(|a| a.bind(py).clone().into_any()))?;
         put("audio_kept", self.audio_kept.as_ref().map(|a| a.bind(py).clone().into_any()))?;
         put("text", self.text.as_ref().map(|a| a.bind(py).clone().into_any()))?;
         put("labels", self.labels.as_ref().map(|a| a.bind(py).clone().into_any()))?;
@@ -118,12 +125,23 @@ impl PyBatch {
     }
 }
 
+/// Name of the array of examples of `resolution`.
+pub fn name_of(resolution: Resolution) -> &'static str {
+    match resolution {
+        Resolution::Image { .. } | Resolution::Video { .. } => "pixels",
+        Resolution::Audio { .. } => "log_mel",
+        Resolution::Waveform { .. } => "waveform",
+        Resolution::Text { .. } => "text",
+    }
+}
+
 /// Shape of the array of `n` examples of `resolution`.
 pub fn shape_of(n: usize, resolution: Resolution) -> Vec<usize> {
     match resolution {
         Resolution::Image { height, width } => vec![n, 1, height, width, 3],
         Resolution::Video { frames, height, width } => vec![n, frames, height, width, 3],
         Resolution::Audio { frames, mels } => vec![n, frames, mels],
+        Resolution::Waveform { samples } => vec![n, samples],
         Resolution::Text { tokens } => vec![n, tokens],
     }
 }

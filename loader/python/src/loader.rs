@@ -10,14 +10,15 @@ use std::time::Duration;
 
 use imp_loader::{Loader, LoaderSettings, Rank};
 use imp_schemas::cursor::Cursor;
-use imp_schemas::resolution::{Resolution, n_kept};
+use imp_schemas::modality::Modality;
+use imp_schemas::resolution::n_kept;
 use imp_schemas::store::Store;
 use imp_schemas::task::{Mixture, Task, View};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use serde_json::{Map, Value, json};
 
-use crate::batch::{PyBatch, shape_of};
+use crate::batch::{PyBatch, name_of, shape_of};
 use crate::config;
 use crate::error::WheelError;
 
@@ -321,10 +322,11 @@ fn shapes(mixture: &Mixture, view: &View) -> Map<String, Value> {
     let n = view.n();
     let mut shapes = Map::new();
     for resolution in [view.vision(), view.audio(), view.text()].into_iter().flatten() {
-        let (name, kept) = match resolution {
-            Resolution::Image { .. } | Resolution::Video { .. } => ("pixels", Some("vision_kept")),
-            Resolution::Audio { .. } => ("log_mel", Some("audio_kept")),
-            Resolution::Text { .. } => ("text", None),
+        let name = name_of(resolution);
+        let kept = match resolution.modality() {
+            Modality::Image | Modality::Video => Some("vision_kept"),
+            Modality::Audio => Some("audio_kept"),
+            Modality::Text => None,
         };
         let mut shape = shape_of(n, resolution);
         if name == "text" && view.n_captions() > 1 {

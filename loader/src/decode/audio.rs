@@ -1,6 +1,7 @@
-//! Sounds → spectrograms of a batch: resample, place, log-mel.
+//! Sounds → waveforms or spectrograms of a batch: resample, place, log-mel.
 //!
-//! In: a decoded waveform. Out: `[frames, mels]`. Never: a sound that decides the size: it is cut or padded to the view.
+//! In: a decoded waveform. Out: `[samples]`, or `[frames, mels]`. Never: a sound that decides the size: it is cut or
+//! padded to the view.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -114,18 +115,23 @@ impl Sounds {
         frames * self.hop
     }
 
-    /// `[frames, mels]` of `samples` placed in a frame of silence, `gain` times as loud.
-    pub fn spectrogram(&mut self, samples: &[f32], frames: usize, placement: Placement, gain: f32) -> Vec<f32> {
-        let mut frame = vec![0.0; self.n_samples(frames)];
-        let (to, from) = match placement {
-            Placement::Pad(at) => (at.min(frame.len()), 0),
-            Placement::Cut(at) => (0, at.min(samples.len())),
-        };
-        for (to, from) in frame[to..].iter_mut().zip(&samples[from..]) {
-            *to = from * gain;
-        }
-        self.log_mel.log_mel(&frame)
+    /// `[frames, mels]` of samples that span whole frames.
+    pub fn log_mel(&mut self, samples: &[f32]) -> Vec<f32> {
+        self.log_mel.log_mel(samples)
     }
+}
+
+/// `samples` placed in `n` samples of silence, `gain` times as loud.
+pub fn place(samples: &[f32], n: usize, placement: Placement, gain: f32) -> Vec<f32> {
+    let mut frame = vec![0.0; n];
+    let (to, from) = match placement {
+        Placement::Pad(at) => (at.min(frame.len()), 0),
+        Placement::Cut(at) => (0, at.min(samples.len())),
+    };
+    for (to, from) in frame[to..].iter_mut().zip(&samples[from..]) {
+        *to = from * gain;
+    }
+    frame
 }
 
 fn failed(rate: u32) -> impl Fn(&dyn std::fmt::Display) -> ContentFault {
@@ -209,12 +215,11 @@ mod tests {
     fn a_sound_is_placed_where_it_is_told() {
         let mut sounds = sounds();
         let samples = tone(16_000, 1_000.0, 0.5);
-        let mut padded = vec![0.0; 16 * 1024];
+        let mut padded = vec![0.0; sounds.n_samples(16)];
         padded[3000..3000 + samples.len()].copy_from_slice(&samples);
-        let got = sounds.spectrogram(&samples, 16, Placement::Pad(3000), 1.0);
-        assert_eq!(got, sounds.log_mel.log_mel(&padded));
-        assert_eq!(got.len(), 16 * 128);
-        let cut = sounds.spectrogram(&samples, 2, Placement::Cut(1000), 1.0);
-        assert_eq!(cut, sounds.log_mel.log_mel(&samples[1000..1000 + 2048]));
+        assert_eq!(place(&samples, padded.len(), Placement::Pad(3000), 1.0), padded);
+        assert_eq!(sounds.log_mel(&padded).len(), 16 * 128);
+        let louder: Vec<f32> = samples[1000..1000 + 2048].iter().map(|v| v * 1.5).collect();
+        assert_eq!(place(&samples, 2048, Placement::Cut(1000), 1.5), louder);
     }
 }

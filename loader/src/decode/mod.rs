@@ -1,4 +1,4 @@
-//! Records → examples: decode, crop, resize, spectrogram, tokens; one file per modality.
+//! Records → examples: decode, crop, resize, waveform or spectrogram, tokens; one file per modality.
 //!
 //! In: one record and the recipe of its task. Out: the arrays of one example, or why its content cannot make one. Never:
 //! I/O, a size that depends on the content, a draw that depends on another.
@@ -25,7 +25,7 @@ use crate::error::ContentFault;
 use crate::pool::Pool;
 use crate::recipe::{Recipe, Window};
 use crate::record::{Meta, Record};
-use audio::{Placement, Sounds};
+use audio::{Placement, Sounds, place};
 use image::{Pixels, reduced_size};
 use log_mel::MelTables;
 use planes::PlaneResizer;
@@ -36,8 +36,8 @@ pub struct Example {
     /// `[frames, height, width, 3]`.
     pub pixels: Option<Vec<u8>>,
     pub kept_vision: Option<Vec<u32>>,
-    /// `[frames, mels]`.
-    pub log_mel: Option<Vec<f32>>,
+    /// `[frames, mels]` or `[samples]`.
+    pub sound: Option<Vec<f32>>,
     pub kept_audio: Option<Vec<u32>>,
     pub ids: Option<Vec<i32>>,
     /// Small columns: the labels, and what evaluation wants.
@@ -98,10 +98,18 @@ impl Workbench {
                 example.pixels = Some(clip.0);
                 start_seconds = clip.1;
             }
-            Some(Resolution::Audio { .. } | Resolution::Text { .. }) | None => {}
+            Some(Resolution::Audio { .. } | Resolution::Waveform { .. } | Resolution::Text { .. }) | None => {}
         }
-        if let Some(Resolution::Audio { frames, .. }) = recipe.audio(view) {
-            example.log_mel = Some(self.sound(recipe, &draws, record, frames, start_seconds)?);
+        match recipe.audio(view) {
+            Some(Resolution::Audio { frames, .. }) => {
+                let wanted = self.sounds.n_samples(frames);
+                let samples = self.sound(recipe, &draws, record, wanted, start_seconds)?;
+                example.sound = Some(self.sounds.log_mel(&samples));
+            }
+            Some(Resolution::Waveform { samples }) => {
+                example.sound = Some(self.sound(recipe, &draws, record, samples, start_seconds)?);
+            }
+            Some(Resolution::Image { .. } | Resolution::Video { .. } | Resolution::Text { .. }) | None => {}
         }
         if let Some(Resolution::Text { tokens }) = recipe.text(view) {
             example.ids = Some(captions(recipe, &draws, &record.meta, tokens, view.n_captions())?);
@@ -324,30 +332,30 @@ impl Workbench {
         Ok(())
     }
 
+    /// `wanted` samples of the record's sound, cut out of it or in silence.
     fn sound(
         &mut self,
         recipe: &Recipe,
         draws: &Draws,
         record: &Record,
-        frames: usize,
+        wanted: usize,
         start_seconds: Option<f64>,
     ) -> Result<Vec<f32>, ContentFault> {
         if record.meta.has_audio == Some(false) {
             return Err(ContentFault::NoSound);
         }
-        let wanted = self.sounds.n_samples(frames);
         let shift = recipe.augment.as_ref().is_some_and(|a| a.time_shift);
         let rate = f64::from(self.sounds.sample_rate());
         let placed = |n: usize| {
-            let place = |room: usize, window: Window| {
+            let at = |room: usize, window: Window| {
                 if shift { draws.rng(Draw::Shift).below(room as u64 + 1) as usize } else { window.start(room) }
             };
             if n <= wanted {
-                return Placement::Pad(place(wanted - n, Window::MIDDLE));
+                return Placement::Pad(at(wanted - n, Window::MIDDLE));
             }
             let room = n - wanted;
             let with_clip = start_seconds.map(|s| (s * rate).round() as usize);
-            Placement::Cut(with_clip.map_or_else(|| place(room, recipe.window), |at| at.min(room)))
+            Placement::Cut(with_clip.map_or_else(|| at(room, recipe.window), |start| start.min(room)))
         };
         // What will not be kept is decoded no farther than the view reaches.
         let part = record.meta.sound.and_then(|(rate, n)| match placed(self.sounds.resampled_len(rate, n)) {
@@ -384,7 +392,7 @@ impl Workbench {
         } else {
             1.0
         };
-        Ok(self.sounds.spectrogram(&samples, frames, placement, gain))
+        Ok(place(&samples, wanted, placement, gain))
     }
 
     /// Every sample at the spectrogram's rate, which the cache may keep.

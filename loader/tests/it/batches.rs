@@ -163,7 +163,7 @@ fn shapes_are_those_of_the_view() {
             assert_eq!(vision.kept.as_ref().map(Vec::len), (view.drop_rate() > 0.0).then(|| kept(vision.resolution)));
         }
         if let Some(audio) = &batch.audio {
-            assert_eq!(audio.log_mel.len(), n * 48 * 32);
+            assert_eq!(audio.values.len(), n * 48 * 32);
             assert_eq!(audio.kept.as_ref().map(Vec::len), Some(kept(audio.resolution)));
         }
         assert_eq!(batch.text.is_some(), view.text().is_some());

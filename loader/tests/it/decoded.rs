@@ -2,6 +2,7 @@
 
 use imp_loader::{EvalLoader, EvalSpec, Loader, LoaderSettings};
 use imp_schemas::modality::{Modality, RecordKind};
+use imp_schemas::resolution::Resolution;
 
 use crate::batches::{MIXTURE, mixture};
 use crate::stores::{Corpus, Row, picture, store, three_corpora, tone, video_row};
@@ -162,7 +163,7 @@ fn sounds_of_any_rate_keep_their_pitch() {
     let batch = EvalLoader::open(&store, &spec, &LoaderSettings::default()).unwrap().next().unwrap().unwrap();
     let audio = batch.batch.audio.unwrap();
     let loudest = |frame: &[f32]| (0..32).max_by(|&a, &b| frame[a].total_cmp(&frame[b])).unwrap();
-    for (i, log_mel) in audio.log_mel.chunks(48 * 32).enumerate() {
+    for (i, log_mel) in audio.values.chunks(48 * 32).enumerate() {
         // The band whose centre is nearest to the tone, by the definition of the mel scale.
         let mel = |hz: f64| 1127.0 * (1.0 + hz / 700.0).ln();
         let step = (mel(7600.0) - mel(80.0)) / 33.0;
@@ -177,4 +178,62 @@ fn sounds_of_any_rate_keep_their_pitch() {
         }
     }
     assert_eq!(tone(0, 8_000, 0.3).len(), 2400);
+}
+
+#[test]
+fn a_waveform_is_the_sound_itself_in_the_middle_of_its_frame() {
+    let (_dir, store) = three_corpora();
+    let mixture = mixture(&of_waveforms());
+    let spec = EvalSpec {
+        corpus: "sounds",
+        split: "test",
+        modalities: &[Modality::Audio],
+        view: &mixture.tasks()[2].views()[0],
+        patching: mixture.patching(),
+        spectrogram: mixture.spectrogram(),
+        working_side: None,
+        n: 64,
+        n_windows: 1,
+    };
+    let batch = EvalLoader::open(&store, &spec, &LoaderSettings::default()).unwrap().next().unwrap().unwrap().batch;
+    let audio = batch.audio.unwrap();
+    assert_eq!((audio.resolution, audio.kept), (Resolution::Waveform { samples: N_SAMPLES }, None));
+    assert_eq!(audio.values.len(), 10 * N_SAMPLES);
+    // Every third is at the mixture's rate, so that nothing is resampled: of 0.3, 0.4 and 0.6 seconds, for a frame of 0.384.
+    for (i, got) in audio.values.chunks(N_SAMPLES).enumerate().filter(|(i, _)| i % 3 == 1) {
+        let sound = tone(i, 16_000, 0.3 + 0.1 * (i % 4) as f32);
+        let (silence, skipped) = (N_SAMPLES.saturating_sub(sound.len()) / 2, sound.len().saturating_sub(N_SAMPLES) / 2);
+        let mut want = vec![0.0; N_SAMPLES];
+        want[silence..].iter_mut().zip(&sound[skipped..]).for_each(|(to, from)| *to = *from);
+        let error = got.iter().zip(&want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        // Samples of 16 bits.
+        assert!(error < 1e-4, "sound {i}: {error}");
+    }
+}
+
+#[test]
+fn a_waveforms_tokens_are_dropped_at_the_views_rate() {
+    let (_dir, store) = three_corpora();
+    let mut loader = Loader::open(&store, mixture(&of_waveforms()), &LoaderSettings::default(), None).unwrap();
+    let batch = loop {
+        let batch = loader.next().unwrap();
+        if batch.task_idx == 2 {
+            break batch;
+        }
+    };
+    let audio = batch.audio.unwrap();
+    assert_eq!(audio.values.len(), batch.examples.len() * N_SAMPLES);
+    // A quarter of 48.
+    let kept = audio.kept.unwrap();
+    assert_eq!(kept.len(), batch.examples.len() * 36);
+    assert!(kept.chunks(36).all(|kept| kept.windows(2).all(|two| two[0] < two[1]) && kept[35] < 48));
+}
+
+const N_SAMPLES: usize = 6144;
+
+/// The mixture with a waveform of as many samples in place of the spectrogram.
+fn of_waveforms() -> String {
+    MIXTURE
+        .replace("\"spectrogram\": [8, 16]", "\"spectrogram\": [8, 16], \"waveform\": 128")
+        .replace("\"spectrogram_frames\": 48", "\"waveform_samples\": 6144")
 }

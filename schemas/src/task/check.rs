@@ -40,7 +40,8 @@ impl TryFrom<RawMixture> for Mixture {
         if raw.shuffle_radius == Some(0) {
             return Err(TaskError::ZeroRadius);
         }
-        if raw.patching.tube.contains(&0) || raw.patching.spectrogram.contains(&0) {
+        let Patching { tube, spectrogram, waveform } = raw.patching;
+        if tube.iter().chain(&spectrogram).chain([&waveform]).any(|&side| side == 0) {
             return Err(TaskError::ZeroPatch(raw.patching));
         }
         let mut tasks: Vec<Task> = Vec::new();
@@ -199,6 +200,14 @@ fn check_task(
         rules.hold(view.n >= least, "batch, token_budget", found, "at least 2 examples under `nce`, 1 otherwise")?;
         task.views.push(view);
     }
+    let n_waveforms = raw.views.iter().filter(|view| view.waveform_samples.is_some()).count();
+    let n_others = raw.views.len() - n_waveforms;
+    rules.hold(
+        n_waveforms == 0 || n_others == 0,
+        "views",
+        format!("{n_others} with `spectrogram_frames` and {n_waveforms} with `waveform_samples`"),
+        "all of one kind: they are two streams of the model; give each a task",
+    )?;
     let n_shapes = task.view_buckets().len();
     rules.hold(
         !raw.aspect_buckets || (visual && n_shapes > 1),
@@ -233,7 +242,16 @@ fn check_view(
     wanted("frames", raw.frames, has(Modality::Video), "video")?;
     wanted("height", raw.height, visual, "image or video")?;
     wanted("width", raw.width, visual, "image or video")?;
-    wanted("spectrogram_frames", raw.spectrogram_frames, has(Modality::Audio), "audio")?;
+    let (frames, samples) = (raw.spectrogram_frames, raw.waveform_samples);
+    if has(Modality::Audio) {
+        let found = if frames.is_some() { "both" } else { "neither" };
+        let rule = "exactly one of the two, because the task has audio";
+        let key = key("spectrogram_frames, waveform_samples");
+        rules.hold(frames.is_some() != samples.is_some(), &key, found, rule)?;
+    } else {
+        wanted("spectrogram_frames", frames, false, "audio")?;
+        wanted("waveform_samples", samples, false, "audio")?;
+    }
     wanted("text_tokens", raw.text_tokens, has(Modality::Text), "text")?;
     rules.hold((0.0..1.0).contains(&raw.drop_rate), &key("drop_rate"), raw.drop_rate, "at least 0 and below 1")?;
     rules.hold(raw.weight.is_finite() && raw.weight > 0.0, &key("weight"), raw.weight, "a number above 0")?;
@@ -246,7 +264,9 @@ fn check_view(
         (None, Some(height), Some(width)) => Some(Resolution::Image { height, width }),
         _ => None,
     };
-    let audio = raw.spectrogram_frames.map(|frames| Resolution::Audio { frames, mels: spectrogram.n_mels });
+    let audio = frames
+        .map(|frames| Resolution::Audio { frames, mels: spectrogram.n_mels })
+        .or(samples.map(|samples| Resolution::Waveform { samples }));
     let text = raw.text_tokens.map(|tokens| Resolution::Text { tokens });
     for resolution in [vision, audio, text].into_iter().flatten() {
         resolution.grid(patching).map_err(|source| TaskError::Shape { task: task.name.clone(), view_idx, source })?;
@@ -335,6 +355,46 @@ mod tests {
         assert_eq!(check(&config).unwrap().tasks()[0].view_buckets(), [vec![0, 2], vec![1]]);
         let message = check(&format!("{TASK}\naspect_buckets = true\n")).unwrap_err().to_string();
         assert!(message.contains("at least two shapes"), "{message}");
+    }
+
+    const SOUNDS: &str = r#"
+        seed = 1
+        [[tasks]]
+        name = "sounds"
+        corpora = ["sounds"]
+        modalities = ["audio", "text"]
+        objective = "nce"
+        token_budget = 1100
+        views = [{ waveform_samples = 131072, text_tokens = 16 }]
+    "#;
+
+    #[test]
+    fn a_waveform_is_cut_into_patches_of_its_own() {
+        let mixture = check(SOUNDS).unwrap();
+        let view = &mixture.tasks()[0].views()[0];
+        assert_eq!(view.audio(), Some(Resolution::Waveform { samples: 131_072 }));
+        assert_eq!(view.resolution(Modality::Audio), view.audio());
+        assert_eq!((view.resolution(Modality::Image), view.n()), (None, 1100 / (512 + 16)));
+        // The digest of a mixture with the release's patch is that of before there was one.
+        assert!(!serde_json::to_string(mixture.patching()).unwrap().contains("waveform"));
+        let smaller = check(&format!("patching = {{ waveform = 128 }}\n{SOUNDS}").replace("1100", "3000")).unwrap();
+        assert_eq!(smaller.tasks()[0].views()[0].n(), 3000 / (1024 + 16));
+        assert_ne!(smaller.digest_before(1), check(&SOUNDS.replace("1100", "3000")).unwrap().digest_before(1));
+
+        let two = "}, { spectrogram_frames = 128, text_tokens = 16 }]";
+        let cases = [
+            ("131072", "131000", "waveform_samples is 131000, must be a positive multiple of 256"),
+            ("waveform_samples = 131072, ", "", "`views[0].spectrogram_frames, waveform_samples` is neither, must be"),
+            ("{ wave", "{ spectrogram_frames = 128, wave", "is both, must be exactly one of the two"),
+            ("}]", two, "`views` is 1 with `spectrogram_frames` and 1 with `waveform_samples`"),
+            ("seed = 1", "seed = 1\npatching = { waveform = 0 }", "every side must be at least 1"),
+        ];
+        for (from, to, want) in cases {
+            let message = check(&SOUNDS.replace(from, to)).unwrap_err().to_string();
+            assert!(message.contains(want), "{to}: {message}");
+        }
+        let message = check(&TASK.replace("drop_rate = 0.5", "waveform_samples = 256")).unwrap_err().to_string();
+        assert!(message.contains("`views[1].waveform_samples` is 256, must be absent, because the task has no audio"));
     }
 
     #[test]

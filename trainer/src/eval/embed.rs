@@ -148,7 +148,7 @@ impl<'a, D: Backend> Embedder<'a, D> {
         }
         let mut items = Items {
             manifest,
-            media: media_streams(&eval.media).into_iter().map(|stream| (stream, Vec::new())).collect(),
+            media: media_streams(eval.task()).into_iter().map(|stream| (stream, Vec::new())).collect(),
             labels: Vec::new(),
             captions: Vec::new(),
             keys: Vec::new(),
@@ -159,7 +159,9 @@ impl<'a, D: Backend> Embedder<'a, D> {
             for (stream, embedded) in &mut items.media {
                 let more = match stream {
                     Stream::Vision => batch.batch.vision.as_ref().map(|v| self.model.embed_vision(v, Stream::Text)),
-                    Stream::Spectrogram => batch.batch.audio.as_ref().map(|a| self.model.embed_audio(a, Stream::Text)),
+                    Stream::Spectrogram | Stream::Waveform => {
+                        batch.batch.audio.as_ref().map(|a| self.model.embed_audio(a, Stream::Text))
+                    }
                     Stream::Text => None,
                 };
                 add_window(embedded, more.transpose()?.unwrap_or_default(), batch.window_idx, eval.n_windows);

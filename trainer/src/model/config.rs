@@ -4,8 +4,7 @@
 //! holds that heads divide the width and that every size is at least 1. Never: tensors.
 //! Source: Akbari et al. 2023, arXiv:2305.06324, and the authors' release (sizes, tables, initial values).
 
-use imp_schemas::modality::Modality;
-use imp_schemas::resolution::Patching;
+use imp_schemas::resolution::{Patching, Resolution};
 use serde::{Deserialize, Serialize};
 
 use crate::model::{ExpertsConfig, ModelError, RawExperts};
@@ -18,6 +17,7 @@ use crate::ops::nce::{GREATEST_TEMPERATURE, LEAST_TEMPERATURE};
 pub enum Stream {
     Vision,
     Spectrogram,
+    Waveform,
     Text,
 }
 
@@ -27,17 +27,18 @@ impl Stream {
         match self {
             Self::Vision => "vision",
             Self::Spectrogram => "spectrogram",
+            Self::Waveform => "waveform",
             Self::Text => "text",
         }
     }
-}
 
-impl From<Modality> for Stream {
-    fn from(modality: Modality) -> Self {
-        match modality {
-            Modality::Image | Modality::Video => Self::Vision,
-            Modality::Audio => Self::Spectrogram,
-            Modality::Text => Self::Text,
+    /// The stream of examples of that size.
+    pub fn of(resolution: Resolution) -> Self {
+        match resolution {
+            Resolution::Image { .. } | Resolution::Video { .. } => Self::Vision,
+            Resolution::Audio { .. } => Self::Spectrogram,
+            Resolution::Waveform { .. } => Self::Waveform,
+            Resolution::Text { .. } => Self::Text,
         }
     }
 }
@@ -99,6 +100,10 @@ pub struct RawModel {
     /// Lengths of the position tables for time, frequency.
     #[serde(default = "RawModel::release_spectrogram_table")]
     pub spectrogram_table: [usize; 2],
+    /// Length of the position table of waveforms.
+    // Absent where it is the release's: what names a model by its table goes on.
+    #[serde(default = "RawModel::release_waveform_table", skip_serializing_if = "RawModel::is_release_waveform_table")]
+    pub waveform_table: usize,
     /// Longest sentence, tokens.
     #[serde(default = "RawModel::release_text_table")]
     pub text_table: usize,
@@ -127,6 +132,14 @@ impl RawModel {
         [64, 8]
     }
 
+    fn release_waveform_table() -> usize {
+        512
+    }
+
+    fn is_release_waveform_table(len: &usize) -> bool {
+        *len == Self::release_waveform_table()
+    }
+
     fn release_text_table() -> usize {
         4096
     }
@@ -148,6 +161,7 @@ impl RawModel {
             qkv_init: QkvInit::Release,
             vision_table: Self::release_vision_table(),
             spectrogram_table: Self::release_spectrogram_table(),
+            waveform_table: Self::release_waveform_table(),
             text_table: Self::release_text_table(),
             temperature: None,
             temperature_form: TemperatureForm::default(),
@@ -170,6 +184,7 @@ pub struct ModelConfig {
     pub(super) qkv_init: QkvInit,
     pub(super) vision_table: [usize; 3],
     pub(super) spectrogram_table: [usize; 2],
+    pub(super) waveform_table: usize,
     pub(super) text_table: usize,
     pub(super) temperature: f64,
     pub(super) temperature_form: TemperatureForm,
@@ -206,7 +221,9 @@ impl ModelConfig {
         {
             hold(!lens.contains(&0), key, format!("{lens:?}"), || "lengths of at least 1".to_owned())?;
         }
-        hold(raw.text_table > 0, "text_table", raw.text_table, || "at least 1".to_owned())?;
+        for (key, len) in [("waveform_table", raw.waveform_table), ("text_table", raw.text_table)] {
+            hold(len > 0, key, len, || "at least 1".to_owned())?;
+        }
         let experts = raw.experts.as_ref().map(|raw| ExpertsConfig::check(raw, depth)).transpose()?;
         let usual = if experts.is_some() { RELEASE_SPARSE_TEMPERATURE } else { RELEASE_TEMPERATURE };
         let temperature = raw.temperature.unwrap_or(usual);
@@ -252,6 +269,7 @@ impl ModelConfig {
             qkv_init: raw.qkv_init,
             vision_table: raw.vision_table,
             spectrogram_table: raw.spectrogram_table,
+            waveform_table: raw.waveform_table,
             text_table: raw.text_table,
             temperature,
             temperature_form: raw.temperature_form,

@@ -23,15 +23,16 @@ impl<D: Backend> Imp<D> {
         self.embed_patches(Stream::Vision, tokens, batch.kept.clone())
     }
 
-    /// Tokens of spectrograms.
-    pub(super) fn embed_spectrograms<T: Tape<f32, D>>(&self, batch: &AudioBatch) -> Result<Tokens<D, T>, ModelError> {
+    /// Tokens of spectrograms or waveforms.
+    pub(super) fn embed_sounds<T: Tape<f32, D>>(&self, batch: &AudioBatch) -> Result<Tokens<D, T>, ModelError> {
         let kept = batch.kept.as_deref();
-        let mut tokens = patches::spectrogram_patches(batch.resolution, &batch.log_mel, kept, &self.config.patching)?;
+        let stream = Stream::of(batch.resolution);
+        let mut tokens = patches::sound_patches(batch.resolution, &batch.values, kept, &self.config.patching)?;
         let [mean, std] = self.config.log_mel_mean_std;
-        if [mean, std] != [0.0, 1.0] {
+        if stream == Stream::Spectrogram && [mean, std] != [0.0, 1.0] {
             tokens.values.iter_mut().for_each(|v| *v = (*v - mean) / std);
         }
-        self.embed_patches(Stream::Spectrogram, tokens, batch.kept.clone())
+        self.embed_patches(stream, tokens, batch.kept.clone())
     }
 
     /// Tokens of sentences, and which of them are not padding.

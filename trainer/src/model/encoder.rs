@@ -43,7 +43,7 @@ impl<D: Backend> Imp<D> {
         batch: &AudioBatch,
         call: &mut Call<D>,
     ) -> Result<Rows<D, T>, ModelError> {
-        self.pooled(Stream::Spectrogram, self.embed_spectrograms(batch)?, None, call)
+        self.pooled(Stream::of(batch.resolution), self.embed_sounds(batch)?, None, call)
     }
 
     pub(super) fn pooled_text<T: Tape<f32, D>>(

@@ -269,7 +269,7 @@ fn positions_are_the_references_on_every_grid() {
 fn patches_and_kept_tokens_are_the_references() {
     let golden = read("tokens");
     let tube = golden.i32s("video/cfg/tube").unwrap();
-    let patching = Patching { tube: [tube[0] as usize, tube[1] as usize, tube[2] as usize], spectrogram: [16, 16] };
+    let patching = Patching { tube: [tube[0] as usize, tube[1] as usize, tube[2] as usize], ..Patching::default() };
     let plain: fn(&[f32], &mut [f32]) = |from, to| to.copy_from_slice(from);
     for case in ["video", "still"] {
         let shape = &golden.tensor(&format!("{case}/raw")).unwrap().shape;
@@ -285,7 +285,7 @@ fn patches_and_kept_tokens_are_the_references() {
     }
     let shape = &golden.tensor("spectrogram/raw").unwrap().shape;
     let resolution = Resolution::Audio { frames: shape[0], mels: shape[1] };
-    let got = spectrogram_patches(resolution, golden.f32s("spectrogram/raw").unwrap(), None, &patching).unwrap();
+    let got = sound_patches(resolution, golden.f32s("spectrogram/raw").unwrap(), None, &patching).unwrap();
     check(&golden, "spectrogram/tokens", &got.values);
 
     // A token that is one value wide is its own patch: DropToken of `drop` on a grid of one-pixel tubes.
@@ -295,7 +295,7 @@ fn patches_and_kept_tokens_are_the_references() {
     let n_full = grid.iter().product::<usize>();
     let d = shape[2];
     let all = golden.f32s("drop/tokens").unwrap();
-    let one = Patching { tube: [1, 1, 1], spectrogram: [16, 16] };
+    let one = Patching { tube: [1, 1, 1], ..Patching::default() };
     let resolution = Resolution::Video { frames: grid[0], height: grid[1], width: grid[2] };
     let kept: Vec<u32> = keep.iter().map(|&k| k as u32).collect();
     let numbers: Vec<f32> = (0..shape[0] * n_full * 3).map(|i| (i / 3) as f32).collect();

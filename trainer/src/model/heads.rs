@@ -69,7 +69,7 @@ impl<D: Backend> Imp<D> {
             streams.push((Stream::Vision, split(self.pooled_vision(vision, call)?, &mut tape)));
         }
         if let Some(audio) = &batch.audio {
-            streams.push((Stream::Spectrogram, split(self.pooled_audio(audio, call)?, &mut tape)));
+            streams.push((Stream::of(audio.resolution), split(self.pooled_audio(audio, call)?, &mut tape)));
         }
         streams.extend(text.map(|text| (Stream::Text, text)));
         Ok((streams, tape))
@@ -184,5 +184,5 @@ pub(super) struct PairVectors<V> {
 }
 
 fn other_than(stream: &'static str) -> &'static str {
-    if stream == "any" { "vision, spectrogram or text" } else { "second" }
+    if stream == "any" { "vision, spectrogram, waveform or text" } else { "second" }
 }

@@ -69,6 +69,7 @@ impl ModelConfig {
         match stream {
             Stream::Vision => list.dense("vision/embed", self.patching.n_tube_values(), d),
             Stream::Spectrogram => list.dense("spectrogram/embed", self.patching.n_spectrogram_values(), d),
+            Stream::Waveform => list.dense("waveform/embed", self.patching.waveform, d),
             Stream::Text => {
                 let words = Init::Normal(self.text_embedding_std);
                 list.push("text/embed/embedding".to_owned(), &[self.vocab_size, d], words);
@@ -87,6 +88,7 @@ impl ModelConfig {
         match stream {
             Stream::Vision => ["t", "h", "w"].into_iter().zip(self.vision_table).collect(),
             Stream::Spectrogram => ["t", "f"].into_iter().zip(self.spectrogram_table).collect(),
+            Stream::Waveform => vec![("t", self.waveform_table)],
             Stream::Text => vec![("t", self.text_table)],
         }
     }

@@ -214,7 +214,7 @@ fn part(batch: &Batch, range: &Range<usize>) -> Batch {
         }),
         audio: batch.audio.as_ref().map(|a| AudioBatch {
             resolution: a.resolution,
-            log_mel: rows(&a.log_mel, n, range),
+            values: rows(&a.values, n, range),
             kept: kept(&a.kept),
         }),
         text: batch.text.as_ref().map(|t| TextBatch { n_tokens: t.n_tokens, ids: rows(&t.ids, n, range) }),

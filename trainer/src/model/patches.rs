@@ -1,12 +1,12 @@
 //! Raw blocks → token values, on the host.
 //!
-//! In: pixels or log-mels, the patching, the kept positions. Out: values `[n, tokens, values]` of the kept tokens, and where
-//! each one sits. Never: a value for a dropped token: DropToken gathers before anything is computed.
+//! In: pixels, log-mels or samples, the patching, the kept positions. Out: values `[n, tokens, values]` of the kept tokens,
+//! and where each one sits. Never: a value for a dropped token: DropToken gathers before anything is computed.
 //! Source: the authors' release: tokens raster over (t, h, w), values (dt, dh, dw, c) with the channel fastest.
 
 use imp_schemas::resolution::{Patching, Resolution};
 
-use super::ModelError;
+use super::{ModelError, Stream};
 use crate::ops::{Tubes, simd};
 
 /// Token values of a batch.
@@ -59,7 +59,7 @@ fn clip_of(resolution: Resolution) -> Result<[usize; 3], ModelError> {
     match resolution {
         Resolution::Image { height, width } => Ok([1, height, width]),
         Resolution::Video { frames, height, width } => Ok([frames, height, width]),
-        Resolution::Audio { .. } | Resolution::Text { .. } => {
+        Resolution::Audio { .. } | Resolution::Waveform { .. } | Resolution::Text { .. } => {
             Err(ModelError::MissingStream { stream: "vision", objective: "any", wanted: "image or video" })
         }
     }
@@ -94,32 +94,37 @@ pub(super) fn cut_tubes<V>(
     Ok(HostTokens { n, grid, n_tokens, values })
 }
 
-/// Cuts spectrograms into patches, time the slower axis.
+/// Cuts spectrograms into patches, time the slower axis, or waveforms along time.
 ///
-/// `log_mel` is `[n, frames, mels]`. `kept` as for [`tube_patches`].
+/// `sounds` is `[n, frames, mels]` or `[n, samples]`. `kept` as for [`tube_patches`].
 ///
 /// # Errors
 /// As [`tube_patches`].
-pub fn spectrogram_patches(
+pub fn sound_patches(
     resolution: Resolution,
-    log_mel: &[f32],
+    sounds: &[f32],
     kept: Option<&[u32]>,
     patching: &Patching,
 ) -> Result<HostTokens, ModelError> {
-    let Resolution::Audio { frames, mels } = resolution else {
-        return Err(ModelError::MissingStream { stream: "spectrogram", objective: "any", wanted: "audio" });
+    let stream = Stream::of(resolution).name();
+    let grid = resolution.grid(patching).map_err(|source| ModelError::Resolution { stream, source })?;
+    let (what, [frames, mels], [df, dm]) = match resolution {
+        Resolution::Audio { frames, mels } => ("log_mel", [frames, mels], patching.spectrogram),
+        // Folded at its patches, a row of samples for each.
+        Resolution::Waveform { .. } => ("samples", [grid[0], patching.waveform], [1, patching.waveform]),
+        Resolution::Image { .. } | Resolution::Video { .. } | Resolution::Text { .. } => {
+            return Err(ModelError::MissingStream { stream: "sound", objective: "any", wanted: "audio" });
+        }
     };
-    let [df, dm] = patching.spectrogram;
-    let grid = resolution.grid(patching).map_err(|source| ModelError::Resolution { stream: "spectrogram", source })?;
-    let (n, n_tokens) = counts("log_mel", log_mel.len(), frames * mels, grid, kept)?;
-    let n_values = patching.n_spectrogram_values();
+    let (n, n_tokens) = counts(what, sounds.len(), frames * mels, grid, kept)?;
+    let n_values = df * dm;
     let mut values = vec![0.0; n * n_tokens * n_values];
     for (i, token) in values.chunks_exact_mut(n_values).enumerate() {
-        let spectrogram = &log_mel[i / n_tokens * frames * mels..][..frames * mels];
+        let sound = &sounds[i / n_tokens * frames * mels..][..frames * mels];
         let [t, m, _] = place(i, n_tokens, grid, kept);
         for (row, line) in token.chunks_exact_mut(dm).enumerate() {
             let from = (t * df + row) * mels + m * dm;
-            line.copy_from_slice(&spectrogram[from..from + dm]);
+            line.copy_from_slice(&sound[from..from + dm]);
         }
     }
     Ok(HostTokens { n, grid, n_tokens, values })

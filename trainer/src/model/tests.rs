@@ -27,7 +27,7 @@ fn with_experts(experts: Option<RawExperts>) -> ModelConfig {
         experts: experts.map(|experts| RawExperts { blocks: Some(1), ..experts }),
         ..RawModel::preset(Preset::S)
     };
-    let patching = Patching { tube: [2, 8, 8], spectrogram: [16, 16] };
+    let patching = Patching { tube: [2, 8, 8], ..Patching::default() };
     let classifiers = vec![Classifier { corpus: "digits".into(), stream: Stream::Vision, n_classes: 5 }];
     ModelConfig::check(raw, 50, patching, vec![(Stream::Text, Stream::Vision)], classifiers).unwrap()
 }
@@ -143,30 +143,114 @@ fn the_whole_models_gradient_is_the_slope_of_its_loss() {
             // Padding is routed too, and in f32 the mask swallows a padded token's scores: its gradient there is no slope.
             text.ids.iter_mut().for_each(|id| *id = (*id).max(1));
         }
-        let grads = model.loss(&goal, &batch).unwrap().grads;
-        let mut rng = rng_for(1, Role::Synth, &[]);
-        for name in model.names() {
-            let i = model.index[&name];
-            let (shape, values) = model.tensor(&name).unwrap();
-            let mut taken = grads.0.clone();
-            let gradient = taken.get_or_alloc_mut(&model.parameters[i].tensor).unwrap().to_vec();
-            // Along a random direction, scaled so that the loss changes by far more than f32 rounds.
-            let direction: Vec<f32> = values.iter().map(|_| rng.normal() as f32).collect();
-            let length = direction.iter().map(|d| d * d).sum::<f32>().sqrt();
-            let step = 1e-2 / length;
-            let mut at = |by: f32| {
-                let moved: Vec<f32> = values.iter().zip(&direction).map(|(v, d)| v + by * d).collect();
-                model.load(&name, &shape, &moved).unwrap();
-                f64::from(model.loss_value(&goal, &batch).unwrap())
-            };
-            let slope = (at(step) - at(-step)) / f64::from(2.0 * step);
-            at(0.0);
-            let want: f64 = gradient.iter().zip(&direction).map(|(g, d)| f64::from(g * d)).sum();
-            // Central differences err by the square of the step; 3 % of the gradient's length covers it on these sizes.
-            let size = f64::from(gradient.iter().map(|g| g * g).sum::<f32>().sqrt());
-            assert!((slope - want).abs() <= 0.03 * size + 2e-4 * f64::from(length), "{name}: {slope} {want} {size}");
-        }
+        check_slopes(&mut model, &goal, &batch);
     }
+}
+
+/// Holds the gradient of every parameter to the slope of the loss.
+fn check_slopes(model: &mut Imp<Cpu>, goal: &Goal, batch: &Batch) {
+    let grads = model.loss(goal, batch).unwrap().grads;
+    let mut rng = rng_for(1, Role::Synth, &[]);
+    for name in model.names() {
+        let i = model.index[&name];
+        let (shape, values) = model.tensor(&name).unwrap();
+        let mut taken = grads.0.clone();
+        let gradient = taken.get_or_alloc_mut(&model.parameters[i].tensor).unwrap().to_vec();
+        // Along a random direction, scaled so that the loss changes by far more than f32 rounds.
+        let direction: Vec<f32> = values.iter().map(|_| rng.normal() as f32).collect();
+        let length = direction.iter().map(|d| d * d).sum::<f32>().sqrt();
+        let step = 1e-2 / length;
+        let mut at = |by: f32| {
+            let moved: Vec<f32> = values.iter().zip(&direction).map(|(v, d)| v + by * d).collect();
+            model.load(&name, &shape, &moved).unwrap();
+            f64::from(model.loss_value(goal, batch).unwrap())
+        };
+        let slope = (at(step) - at(-step)) / f64::from(2.0 * step);
+        at(0.0);
+        let want: f64 = gradient.iter().zip(&direction).map(|(g, d)| f64::from(g * d)).sum();
+        // Central differences err by the square of the step; 3 % of the gradient's length covers it on these sizes.
+        let size = f64::from(gradient.iter().map(|g| g * g).sum::<f32>().sqrt());
+        assert!((slope - want).abs() <= 0.03 * size + 2e-4 * f64::from(length), "{name}: {slope} {want} {size}");
+    }
+}
+
+/// A tiny model of both kinds of sounds.
+fn of_sounds() -> ModelConfig {
+    let raw = RawModel {
+        depth: Some(1),
+        width: Some(32),
+        heads: Some(4),
+        ffn_width: Some(48),
+        common_width: Some(24),
+        spectrogram_table: [4, 4],
+        waveform_table: 4,
+        text_table: 8,
+        ..RawModel::preset(Preset::S)
+    };
+    let patching = Patching { waveform: 16, ..Patching::default() };
+    let pairs = vec![(Stream::Text, Stream::Waveform), (Stream::Spectrogram, Stream::Text)];
+    let classifiers = vec![Classifier { corpus: "digits".into(), stream: Stream::Waveform, n_classes: 5 }];
+    ModelConfig::check(raw, 50, patching, pairs, classifiers).unwrap()
+}
+
+/// The made-up batch with sounds of `n_values` in place of clips.
+fn batch_of_sounds(resolution: Resolution, n_values: usize, kept: Option<&[u32]>) -> Batch {
+    let mut batch = Batch { vision: None, ..batch(5, 6) };
+    let mut rng = rng_for(6, Role::Synth, &[9]);
+    batch.audio = Some(AudioBatch {
+        resolution,
+        values: (0..batch.n() * n_values).map(|_| rng.between(-1.0, 1.0) as f32).collect(),
+        kept: kept.map(|kept| kept.repeat(batch.n())),
+    });
+    batch
+}
+
+#[test]
+fn a_model_has_a_stream_for_each_kind_of_sound_and_waveforms_train_their_own() {
+    let mut model = Imp::new(&of_sounds(), 11, &Cpu::default()).unwrap();
+    let of_waveforms: Vec<String> = model.names().into_iter().filter(|name| name.contains("waveform")).collect();
+    let wanted = "waveform/embed/kernel waveform/embed/bias waveform/pos_t/embedding waveform/pos_norm/scale \
+        waveform/pos_norm/bias waveform/pre/kernel waveform/pre/bias waveform/post/kernel waveform/post/bias \
+        waveform/to_text/wi/kernel waveform/to_text/wi/bias waveform/to_text/wo/kernel waveform/to_text/wo/bias \
+        waveform/to_text/norm/scale waveform/to_text/norm/bias text/to_waveform/wi/kernel text/to_waveform/wi/bias \
+        text/to_waveform/wo/kernel text/to_waveform/wo/bias text/to_waveform/norm/scale text/to_waveform/norm/bias \
+        temperature/text_waveform";
+    assert_eq!(of_waveforms, wanted.split_whitespace().collect::<Vec<_>>());
+    assert_eq!(model.tensor("waveform/embed/kernel").unwrap().0, [16, 32]);
+    assert_eq!(model.tensor("waveform/pos_t/embedding").unwrap().0, [4, 32]);
+
+    // Eight tokens, five of which are kept.
+    let waveforms = batch_of_sounds(Resolution::Waveform { samples: 128 }, 128, Some(&[0, 2, 3, 5, 7]));
+    let [.., both] = goals();
+    check_slopes(&mut model, &both, &waveforms);
+    let mut loss = model.loss(&both, &waveforms).unwrap();
+    for (name, gradient) in model.gradients(&mut loss.grads).unwrap() {
+        let of_spectrograms = name.contains("spectrogram");
+        assert!(!of_spectrograms || gradient.iter().all(|&g| g == 0.0), "{name}");
+        assert!(of_spectrograms || gradient.iter().any(|&g| g != 0.0), "{name}");
+    }
+    let parts = model.loss_in_parts(&both, &waveforms, 2).unwrap();
+    assert!((loss.value - parts.value).abs() < 1e-5, "{} {}", loss.value, parts.value);
+
+    let spectrograms = batch_of_sounds(Resolution::Audio { frames: 32, mels: 32 }, 32 * 32, None);
+    assert!(model.loss(&Goal::nce(), &spectrograms).is_ok());
+    let audio = spectrograms.audio.as_ref().unwrap();
+    assert_eq!(model.embed_audio(audio, Stream::Text).unwrap().len(), 6 * 24);
+    let message = model.loss_value(&both, &spectrograms).unwrap_err().to_string();
+    assert!(message.contains("waveform"), "{message}");
+}
+
+#[test]
+fn a_waveforms_patches_are_its_samples_in_order() {
+    let patching = Patching { waveform: 4, ..Patching::default() };
+    let samples: Vec<f32> = (0..24).map(|i| i as f32).collect();
+    let resolution = Resolution::Waveform { samples: 12 };
+    let all = sound_patches(resolution, &samples, None, &patching).unwrap();
+    assert_eq!((all.n, all.grid, all.n_tokens, all.values), (2, [3, 1, 1], 3, samples.clone()));
+    let kept = sound_patches(resolution, &samples, Some(&[0, 2, 1, 2]), &patching).unwrap();
+    assert_eq!(kept.values, [&samples[..4], &samples[8..12], &samples[16..24]].concat());
+    let message = sound_patches(resolution, &samples[..13], None, &patching).unwrap_err().to_string();
+    assert!(message.contains("samples") && message.contains("13"), "{message}");
 }
 
 #[test]

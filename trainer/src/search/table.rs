@@ -31,7 +31,7 @@ pub enum TableError {
     Foreign { path: PathBuf, wanted: String },
 }
 
-const STREAMS: [Stream; 3] = [Stream::Vision, Stream::Spectrogram, Stream::Text];
+const STREAMS: [Stream; 4] = [Stream::Vision, Stream::Spectrogram, Stream::Waveform, Stream::Text];
 
 /// Writes the file beside its name, then gives it the name.
 ///

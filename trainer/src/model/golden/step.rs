@@ -39,7 +39,7 @@ fn model_of(golden: &Golden) -> Imp<Cpu> {
         experts: Some(experts),
         ..RawModel::preset(Preset::S)
     };
-    let patching = Patching { tube: sizes("tube"), spectrogram: [16, 16] };
+    let patching = Patching { tube: sizes("tube"), ..Patching::default() };
     let vocab = shape("text/embed/embedding")[0];
     let config = ModelConfig::check(raw, vocab, patching, vec![(Stream::Vision, Stream::Text)], Vec::new()).unwrap();
     let mut model = Imp::new(&config, 1, &Cpu::default()).unwrap();
