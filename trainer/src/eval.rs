@@ -3,13 +3,12 @@
 //! In: a checkpoint and the config's evaluations. Out: `scores.json` in the run. Never: trains, drops tokens, augments.
 //! Source: the authors' release, as IMP.md section 10 puts it.
 
+mod classified;
 mod embed;
 mod probe;
 mod prompts;
 mod retrieval;
 mod zero_shot;
-
-use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use imp_schemas::checkpoint::CheckpointMeta;
@@ -23,6 +22,7 @@ use crate::ops::Backend;
 use crate::train::{self, TrainError};
 use imp_loader::LoaderError;
 
+pub use classified::{Classified, Confusion};
 pub use embed::{Embedder, Features, Items, distinct, spec_of};
 pub use prompts::PromptSet;
 
@@ -57,25 +57,12 @@ pub struct Score {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum Measure {
-    /// `chance` is 1 / `n_classes`.
-    ZeroShot {
-        top1: f64,
-        top5: f64,
-        chance: f64,
-        n_classes: usize,
-        /// What was taken for what, the most frequent first.
-        #[serde(default)]
-        confusions: Vec<Confusion>,
-    },
-    /// As zero-shot; `n_train` is how many examples the classifier was trained on.
+    ZeroShot(Classified),
     LinearProbe {
-        top1: f64,
-        top5: f64,
-        chance: f64,
-        n_classes: usize,
+        /// Examples that the classifier was trained on.
         n_train: usize,
-        #[serde(default)]
-        confusions: Vec<Confusion>,
+        #[serde(flatten)]
+        classified: Classified,
     },
     /// Medium → text, then text → medium. `chance_r_at_10` is that of a random order of the sentences.
     Retrieval {
@@ -90,16 +77,6 @@ pub enum Measure {
         text_r_at_10: f64,
         text_median_rank: f64,
     },
-}
-
-/// Examples of one class that were taken for another.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Confusion {
-    pub class: String,
-    pub taken_for: String,
-    pub n: usize,
-    /// Examples of the class.
-    pub of: usize,
 }
 
 /// One text query and the media nearest to it.
@@ -282,30 +259,6 @@ fn rank(values: &[f32], wanted: &dyn Fn(usize) -> bool) -> usize {
     (0..values.len()).filter(|&i| !wanted(i) && (values[i] >= best || values[i].is_nan())).count()
 }
 
-/// Pairs of classes that are kept of those that were confused.
-const N_CONFUSIONS: usize = 200;
-
-/// Which classes were taken for which, the most frequent first. `labels` of each example and `said` are classes, indices into `names`.
-/// To say any label of an example is no confusion; for what is none of them the first one stands.
-fn confusions(labels: &[Vec<u32>], said: &[usize], names: &[String]) -> Vec<Confusion> {
-    let first = || labels.iter().map(|of_example| of_example.first().map_or(0, |&label| label as usize));
-    let mut pairs: BTreeMap<(usize, usize), usize> = BTreeMap::new();
-    for ((of_example, label), &said) in labels.iter().zip(first()).zip(said) {
-        if !of_example.contains(&(said as u32)) {
-            *pairs.entry((label, said)).or_default() += 1;
-        }
-    }
-    let name = |class: usize| names.get(class).cloned().unwrap_or_default();
-    let mut pairs: Vec<_> = pairs.into_iter().collect();
-    pairs.sort_by_key(|&(_, n)| std::cmp::Reverse(n));
-    pairs.truncate(N_CONFUSIONS);
-    let confusion = |((class, said), n)| {
-        let of = first().filter(|&label| label == class).count();
-        Confusion { class: name(class), taken_for: name(said), n, of }
-    };
-    pairs.into_iter().map(confusion).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -318,14 +271,5 @@ mod tests {
         assert_eq!(rank(&[0.1, 0.9, 0.5], &|i| i != 0), 0);
         assert_eq!(rank(&[0.1, 0.9, 0.5], &|i| i != 1), 1);
         assert_eq!(top_k(&[0.1, 0.9, 0.5, 0.9], 3), [1, 3, 2]);
-    }
-
-    #[test]
-    fn confusions_count_what_was_taken_for_what() {
-        let names = ["cat", "dog", "owl"].map(str::to_owned);
-        let labels = [vec![0], vec![0, 2], vec![0], vec![1], vec![2], vec![1, 2]];
-        let found = confusions(&labels, &[1, 1, 0, 1, 0, 2], &names);
-        let told: Vec<_> = found.iter().map(|c| (c.class.as_str(), c.taken_for.as_str(), c.n, c.of)).collect();
-        assert_eq!(told, [("cat", "dog", 2, 3), ("owl", "cat", 1, 1)]);
     }
 }

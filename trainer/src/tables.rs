@@ -6,7 +6,7 @@ use comfy_table::{Table, presets};
 use imp_loader::{ExplainedStep, Simulated, StageSeconds};
 use imp_trainer::bench::BenchLine;
 use imp_trainer::data::DataReport;
-use imp_trainer::eval::{Measure, Score};
+use imp_trainer::eval::{Classified, Measure, Score};
 use imp_trainer::plan::{Ceiling, Plan};
 use imp_trainer::search::{Found, Hit};
 use imp_trainer::selftest::Check;
@@ -14,13 +14,13 @@ use imp_trainer::shares::TaskShare;
 
 /// One score as a sentence.
 pub fn one_line(score: &Score) -> String {
+    let of = |what: &str, c: &Classified| {
+        let (top1, chance) = (100.0 * c.top1, 100.0 * c.chance);
+        format!("{what} top-1 {top1:.1} % of {} classes (chance {chance:.1} %)", c.n_classes)
+    };
     let what = match &score.measure {
-        Measure::ZeroShot { top1, chance, n_classes, .. } => {
-            format!("zero-shot top-1 {:.1} % of {n_classes} classes (chance {:.1} %)", 100.0 * top1, 100.0 * chance)
-        }
-        Measure::LinearProbe { top1, chance, n_classes, .. } => {
-            format!("linear probe top-1 {:.1} % of {n_classes} classes (chance {:.1} %)", 100.0 * top1, 100.0 * chance)
-        }
+        Measure::ZeroShot(classified) => of("zero-shot", classified),
+        Measure::LinearProbe { classified, .. } => of("linear probe", classified),
         Measure::Retrieval { r_at_10, chance_r_at_10, n_texts, .. } => {
             format!("R@10 {:.1} % of {n_texts} sentences (chance {:.1} %)", 100.0 * r_at_10, 100.0 * chance_r_at_10)
         }
@@ -35,12 +35,12 @@ pub fn of_scores(scores: &[Score]) -> Table {
     table.set_header(["evaluation", "modality", "corpus", "n", "measure", "%", "chance %", "× chance", "more"]);
     for score in scores {
         let (measure, value, chance, more) = match &score.measure {
-            Measure::ZeroShot { top1, top5, chance, n_classes, .. } => {
-                (format!("top-1 of {n_classes}"), *top1, *chance, format!("top-5 {}", percent(*top5)))
+            Measure::ZeroShot(c) => {
+                (format!("top-1 of {}", c.n_classes), c.top1, c.chance, format!("top-5 {}", percent(c.top5)))
             }
-            Measure::LinearProbe { top1, top5, chance, n_classes, n_train, .. } => {
-                let more = format!("top-5 {}, trained on {n_train}", percent(*top5));
-                (format!("linear top-1 of {n_classes}"), *top1, *chance, more)
+            Measure::LinearProbe { n_train, classified: c } => {
+                let more = format!("top-5 {}, trained on {n_train}", percent(c.top5));
+                (format!("linear top-1 of {}", c.n_classes), c.top1, c.chance, more)
             }
             Measure::Retrieval {
                 r_at_1, r_at_5, r_at_10, median_rank, chance_r_at_10, n_texts, text_r_at_10, ..

@@ -11,7 +11,7 @@ use dfdx::prelude::{Backward, NoneTape, OwnedTape};
 use imp_loader::LoaderSettings;
 
 use super::embed::{Embedder, Features, MOST_FEATURES};
-use super::{EvalError, Measure, confusions, rank, top_k};
+use super::{Classified, EvalError, Measure};
 use crate::config::Eval;
 use crate::model::ModelError;
 use crate::objective::{Classes, Form};
@@ -47,19 +47,9 @@ pub fn measure<D: Backend>(
     scale.apply(&mut test.values);
     let classifier = fit(embedder.device(), &train, names.len())?;
     let logits = D::linear(rows(embedder.device(), &test)?, &classifier).map_err(device)?.as_vec();
-    let each = || logits.chunks_exact(names.len());
-    let ranked = each().zip(&test.labels).map(|(row, labels)| rank(row, &|i| labels.contains(&(i as u32))));
-    let ranks: Vec<usize> = ranked.collect();
-    let said: Vec<usize> = each().map(|row| top_k(row, 1)[0]).collect();
-    let share = |k: usize| ranks.iter().filter(|&&r| r < k).count() as f64 / ranks.len().max(1) as f64;
-    let measure = Measure::LinearProbe {
-        top1: share(1),
-        top5: share(5),
-        chance: 1.0 / names.len() as f64,
-        n_classes: names.len(),
-        n_train: train.labels.len(),
-        confusions: confusions(&test.labels, &said, &names),
-    };
+    let classes: Vec<usize> = (0..names.len()).collect();
+    let classified = Classified::of(&logits, &classes, &test.labels, &names);
+    let measure = Measure::LinearProbe { n_train: train.labels.len(), classified };
     Ok((measure, test.labels.len()))
 }
 
@@ -138,6 +128,7 @@ mod tests {
     use dfdx::prelude::{Cpu, HasShape};
     use imp_schemas::rng::{Role, rng_for};
 
+    use super::super::top_k;
     use super::*;
 
     /// Three classes around three corners, of features that differ in scale by a thousand.

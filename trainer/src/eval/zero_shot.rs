@@ -2,7 +2,7 @@
 //! Of an example with several labels any is right.
 
 use super::embed::{Embedder, Items};
-use super::{EvalError, Example, Measure, Retrieved, confusions, rank, top_k};
+use super::{Classified, EvalError, Example, Measure, Retrieved, top_k};
 use crate::config::{Candidates, Eval};
 use crate::ops::Backend;
 
@@ -37,17 +37,7 @@ pub fn measure<D: Backend>(
     let texts: Vec<Vec<f32>> =
         items.media.iter().map(|(stream, _)| embedder.texts(&groups, *stream, eval)).collect::<Result<_, _>>()?;
     let scores = items.scores(&texts, classes.len());
-    let rows = scores.chunks(classes.len()).enumerate();
-    let ranks: Vec<usize> = rows.map(|(example, row)| rank(row, &|i| is_of(example, classes[i]))).collect();
-    let said: Vec<usize> = scores.chunks(classes.len()).map(|row| classes[top_k(row, 1)[0]]).collect();
-    let share = |k: usize| ranks.iter().filter(|&&r| r < k).count() as f64 / items.n().max(1) as f64;
-    let measure = Measure::ZeroShot {
-        top1: share(1),
-        top5: share(5),
-        chance: 1.0 / classes.len() as f64,
-        n_classes: classes.len(),
-        confusions: confusions(&items.labels, &said, &items.manifest.classes),
-    };
+    let measure = Measure::ZeroShot(Classified::of(&scores, &classes, &items.labels, &items.manifest.classes));
     // Queries spread over the classes, so that the page does not show six kinds of circle.
     let stride = (classes.len() / N_EXAMPLES).max(1);
     let examples = (0..classes.len()).step_by(stride).take(N_EXAMPLES).map(|c| {
