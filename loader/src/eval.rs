@@ -106,8 +106,8 @@ impl EvalLoader {
             fetcher: Fetcher {
                 store: fetch::reading(store, settings, [&snapshot]),
                 splits: vec![split],
-                // Each row is read once.
-                cache: Arc::new(Cache::new(0)),
+                // Each row is read once; or once for each window, and what was decoded for the first is then there for the others.
+                cache: Arc::new(Cache::new(if of > 1 { settings.decoded_cache_mib << 20 } else { 0 })),
                 media_bytes: AtomicU64::new(0),
             },
             recipes,
@@ -152,7 +152,7 @@ impl EvalLoader {
 
     /// Records so far that have no sound track, where sound was asked for.
     pub fn n_without_sound(&self) -> u64 {
-        self.shared.counters.n_without_sound.load(Ordering::Relaxed)
+        self.shared.counters.n_without_sound.load(Ordering::Relaxed) / self.shared.recipes.len().max(1) as u64
     }
 }
 

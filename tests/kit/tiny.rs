@@ -103,7 +103,6 @@ name = "waveform-text"
 corpora = ["world-audio"]
 modalities = ["audio", "text"]
 objective = "nce"
-weight = 0.5
 batch = 4
 views = [{{ waveform_samples = 4096, text_tokens = 8, drop_rate = 0.25 }}]
 

@@ -250,7 +250,8 @@ pub fn run<D: Backend>(
         nce_last: losses.last().copied().unwrap_or(f32::NAN),
         peak_mib,
         planned_mib: (plan::state_mib(config.n_parameters(), 1, false, keeping.precision)
-            + keeping.mib(&config, &[(*n, *visual_tokens), (*n, *text_tokens)])) as u64,
+            + keeping.mib(&config, &[(Stream::Vision, *n, *visual_tokens), (Stream::Text, *n, *text_tokens)]))
+            as u64,
         kernels,
     })
 }

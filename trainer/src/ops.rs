@@ -141,7 +141,7 @@ pub trait Backend: Device<f32> + Synchronize {
         keep: Keep,
     ) -> Result<Tokens<Self, T>, Self::Err>;
 
-    /// A block's mixture of experts; see [`experts::stock`].
+    /// A block's mixture of experts that choose or are chosen; see [`experts::stock`]. Soft ones are composed of other ops.
     fn experts<T: Tape<f32, Self>>(
         x: Tokens<Self, T>,
         layer: &Experts<Self>,

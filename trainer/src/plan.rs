@@ -11,7 +11,7 @@ use imp_schemas::task::{Alternation, Task, View};
 use serde::Serialize;
 
 use crate::config::TrainConfig;
-use crate::model::{ModelConfig, Stream};
+use crate::model::{ExpertsConfig, ModelConfig, Stream};
 use crate::ops::Precision;
 use crate::optim::Moments;
 use crate::train::{self, TrainError, sequences_by_stream};
@@ -118,6 +118,19 @@ pub(crate) fn state_mib(n_parameters: usize, pairs: usize, averages: bool, preci
     n_parameters as f64 * 4.0 * copies / MIB
 }
 
+/// The program itself with its threads, as measured on Linux.
+const PROCESS_MIB: f64 = 35.0;
+
+/// Values of one token before it is embedded.
+fn n_values(model: &ModelConfig, stream: Stream) -> usize {
+    match stream {
+        Stream::Vision => model.patching().n_tube_values(),
+        Stream::Spectrogram => model.patching().n_spectrogram_values(),
+        Stream::Waveform => model.patching().waveform,
+        Stream::Text => 0,
+    }
+}
+
 /// What decides how much a step keeps until its way back.
 #[derive(Debug, Clone, Copy)]
 pub struct Keeping {
@@ -127,15 +140,25 @@ pub struct Keeping {
 }
 
 impl Keeping {
-    /// MiB that the encoder keeps of its calls in one step, each of so many sequences of so many tokens.
-    pub(crate) fn mib(self, model: &ModelConfig, calls: &[(usize, usize)]) -> f64 {
+    /// MiB that a step keeps of its calls of the encoder, each of so many sequences of so many tokens.
+    pub(crate) fn mib(self, model: &ModelConfig, calls: &[(Stream, usize, usize)]) -> f64 {
         let bytes = |n_tokens: usize| match self.recompute {
             true => model.kept_inputs_bytes(n_tokens),
             false => model.kept_bytes(n_tokens, self.precision),
         };
-        // On the CPU each call has the blocks' weights beside it until its way back. What stock ops keep on CUDA in f32 is not told.
+        // On the CPU each call has the blocks' weights beside it until its way back, and its values as f32 with what is around the
+        // encoder. What stock ops keep on CUDA in f32 is not told.
+        let beside = |stream, n_tokens: usize| {
+            4.0 * n_tokens as f64
+                * (n_values(model, stream) + 4 * model.width()) as f64
+                * f64::from(u8::from(self.on_cpu))
+        };
         let weights = if self.on_cpu { model.block_bytes() } else { 0.0 };
-        calls.iter().map(|&(n, n_tokens)| n as f64 * bytes(n_tokens) + weights).sum::<f64>() / MIB
+        let call = |&(stream, n, n_tokens): &(_, usize, usize)| {
+            n as f64 * (bytes(n_tokens) + beside(stream, n_tokens)) + weights
+        };
+        let process = if self.on_cpu { PROCESS_MIB } else { 0.0 };
+        calls.iter().map(call).sum::<f64>() / MIB + process
     }
 }
 
@@ -145,7 +168,7 @@ fn of_task(config: &TrainConfig, model: &ModelConfig, task: &Task, share: f64) -
         let sequences = sequences_by_stream(view, config.mixture.patching());
         // A part of the batch is in the encoder at a time.
         let at_once = config.micro_batch.map_or(view.n(), |most| most.min(view.n()));
-        let calls: Vec<(usize, usize)> = sequences.iter().map(|&(_, n, n_tokens)| (at_once * n, n_tokens)).collect();
+        let calls: Vec<_> = sequences.iter().map(|&(stream, n, n_tokens)| (stream, at_once * n, n_tokens)).collect();
         let keeping =
             Keeping { precision: config.precision, recompute: config.recompute, on_cpu: config.device == "cpu" };
         let kept_mib = keeping.mib(model, &calls);
@@ -161,13 +184,7 @@ fn step_flops(model: &ModelConfig, nce: bool, n: usize, sequences: &[(Stream, us
     let (d, c, n) = (model.width() as f64, model.common_width() as f64, n as f64);
     let mut flops = 0.0;
     for &(stream, n_sequences, n_tokens) in sequences {
-        let values = match stream {
-            Stream::Vision => model.patching().n_tube_values(),
-            Stream::Spectrogram => model.patching().n_spectrogram_values(),
-            Stream::Waveform => model.patching().waveform,
-            Stream::Text => 0,
-        };
-        let embed = 2.0 * n_tokens as f64 * values as f64 * d;
+        let embed = 2.0 * n_tokens as f64 * n_values(model, stream) as f64 * d;
         let projections = 2.0 * d * d * (n_tokens as f64 + 1.0);
         flops += n * n_sequences as f64 * (2.0 * embed + 3.0 * (model.encoder_flops(n_tokens) + projections));
     }
@@ -204,6 +221,12 @@ impl ModelConfig {
         let (d, f, n, h) = (self.width() as f64, self.ffn_width() as f64, n_tokens as f64, self.heads() as f64);
         let (depth, sparse) = (self.depth() as f64, self.experts().map_or(0.0, |e| e.n_blocks() as f64));
         let experts = self.experts().map_or(0.0, |e| e.n() as f64);
+        if let Some(slots) = self.experts().and_then(ExpertsConfig::slots) {
+            // Of stock ops, in f32 on any device: normed tokens, logits three times; slots before and behind their expert, and inside.
+            let (normed, s) = (if self.qk_norm() { 3.0 * d + 4.0 * h } else { 0.0 }, slots as f64);
+            let block = 4.0 * n * (6.0 * d + f + 2.0 * h + 4.0 + normed);
+            return depth * block + sparse * 4.0 * (n * (5.0 * d + 6.0 * s) + s * (6.0 * d + 3.0 * f) - n * f);
+        }
         match precision {
             // Input, middle, q, k and v, the joined heads, before GELU; two numbers of each softmax and LayerNorm.
             Precision::F32 => {

@@ -242,7 +242,13 @@ fn nearest(
 /// What besides the checkpoint decides a vector: two runs of a program that agree in it make the same ones.
 fn made_by(config: &TrainConfig, eval: &Eval) -> String {
     let spelled = serde_json::to_vec(&(&config.model, config.optimizer.ema > 0.0, eval.mixture()));
-    blake3::hash(&spelled.unwrap_or_default()).to_hex().to_string()
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&spelled.unwrap_or_default());
+    // Vectors of one window were made before there could be several.
+    if eval.n_windows > 1 {
+        hasher.update(format!("windows {}", eval.n_windows).as_bytes());
+    }
+    hasher.finalize().to_hex().to_string()
 }
 
 /// The first of the evaluation's media that the file is.

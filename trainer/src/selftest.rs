@@ -86,6 +86,12 @@ fn cases() -> Vec<Case> {
             [4, 5, 5, 8],
             None,
         ),
+        nce(
+            "soft experts",
+            json!({"width": 64, "depth": 2, "heads": 2, "experts": experts(3, json!({"router": "soft", "slots": 2}))}),
+            [4, 5, 5, 8],
+            None,
+        ),
         Case {
             name: "sounds",
             model: json!({"width": 128, "depth": 2, "heads": 4}),

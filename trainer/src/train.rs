@@ -67,6 +67,10 @@ pub enum TrainError {
         "task `{task}` trains `{objective}` on corpus `{corpus}`, whose manifest lists no classes; ingest it with labels"
     )]
     NoClasses { task: String, objective: &'static str, corpus: String },
+    #[error(
+        "task `{task}` trains the classes of corpus `{corpus}` by its {}, another task by its {}; a corpus has one classifier: leave one of the two to `nce`, or ingest the corpus under a second name", streams[1], streams[0]
+    )]
+    TwoClassifiers { task: String, corpus: String, streams: [&'static str; 2] },
 }
 
 /// Trains until `config.steps`, from the newest checkpoint of `run` if there is one; `opened` gets the loader to look at.
@@ -236,9 +240,13 @@ pub fn model_config(config: &TrainConfig, manifests: &BTreeMap<String, Snapshot>
                     corpus,
                 });
             };
-            let classifier = Classifier { corpus, stream, n_classes };
-            if !classifiers.iter().any(|c| c.corpus == classifier.corpus && c.stream == classifier.stream) {
-                classifiers.push(classifier);
+            match classifiers.iter().find(|c| c.corpus == corpus) {
+                Some(before) if before.stream != stream => {
+                    let (task, streams) = (task.name().to_owned(), [before.stream.name(), stream.name()]);
+                    return Err(TrainError::TwoClassifiers { task, corpus, streams });
+                }
+                Some(_) => {}
+                None => classifiers.push(Classifier { corpus, stream, n_classes }),
             }
         }
     }

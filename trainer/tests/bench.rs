@@ -4,6 +4,9 @@ use std::process::Command;
 
 use serde_json::Value;
 
+// Where the system tells a process's greatest memory. A tenth is what issues of this project promise: programs of this size vary by 3 % from
+// run to run, and the plan counts no code, no ids and no pictures, of some 15 MiB.
+#[cfg(target_os = "linux")]
 #[test]
 fn the_peak_of_memory_is_within_a_tenth_of_what_was_planned() {
     for more in [&["--visual-tokens", "64"][..], &["--visual-tokens", "256", "--moe-layers", "2", "--experts", "4"]] {

@@ -69,6 +69,7 @@ impl Sounds {
         if rate == self.sample_rate {
             return n as usize;
         }
+        // In f64 and in this order, as the resampler counts.
         (f64::from(self.sample_rate) / f64::from(rate) * n as f64).ceil() as usize
     }
 
@@ -90,11 +91,17 @@ impl Sounds {
         let first = ((part.start + delay) / to).saturating_sub(1);
         let past = (part.end + delay).div_ceil(to);
         let wanted = (first * from) as u64..((past * from) as u64).min(n);
-        let resampled = self.resample(read(wanted)?)?;
+        let fault = |n: usize| ContentFault::Impossible { what: "a part of a sound of", found: format!("{n} samples") };
+        let n_wanted = (wanted.end - wanted.start) as usize;
+        let mut waveform = read(wanted)?;
+        if waveform.samples.len() < n_wanted {
+            return Err(fault(waveform.samples.len()));
+        }
+        // Whole blocks, as the resampler fills the last one of the whole: of its end alone it may round the number of samples otherwise.
+        waveform.samples.resize((past - first) * from, 0.0);
+        let resampled = self.resample(waveform)?;
         let (start, end) = (part.start - first * to, part.end - first * to);
-        let found =
-            || ContentFault::Impossible { what: "a part of a sound of", found: format!("{} samples", resampled.len()) };
-        resampled.get(start..end).map(<[f32]>::to_vec).ok_or_else(found)
+        resampled.get(start..end).map(<[f32]>::to_vec).ok_or_else(|| fault(resampled.len()))
     }
 
     fn resampler(&mut self, from: u32) -> Result<&mut Fft<f32>, ContentFault> {
@@ -199,6 +206,25 @@ mod tests {
                 assert_eq!(got.unwrap(), whole[part.clone()], "{rate} Hz, {part:?}");
                 let few = part.len() as u64 * u64::from(rate) / 16_000 + 4 * block_len(rate as usize, 16_000) as u64;
                 assert!(n_read <= few, "{rate} Hz, {part:?}: {n_read}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_end_of_a_sound_is_what_the_whole_has_there_where_lengths_round_apart() {
+        let spec = SpectrogramSpec { sample_rate: 24_000, ..SpectrogramSpec::default() };
+        let mut sounds = Sounds::new(&Arc::new(MelTables::new(&spec, 24_000.0)));
+        for seconds in [6.0, 7.0, 10.0] {
+            let samples = tone(44_100, 440.0, seconds);
+            let n = samples.len() as u64;
+            let whole = sounds.resample(Waveform { sampling_rate: 44_100, samples: samples.clone() }).unwrap();
+            assert_eq!(sounds.resampled_len(44_100, n), whole.len());
+            for part in [whole.len() - 131_072..whole.len(), whole.len() - 1..whole.len()] {
+                let got = sounds.resample_part(44_100, n, part.clone(), |range| {
+                    let samples = samples[range.start as usize..range.end as usize].to_vec();
+                    Ok(Waveform { sampling_rate: 44_100, samples })
+                });
+                assert_eq!(got.unwrap(), whole[part], "{seconds} s");
             }
         }
     }

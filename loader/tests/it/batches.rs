@@ -102,17 +102,24 @@ fn a_wait_that_is_given_up_loses_no_batch() {
     let (_dir, store) = three_corpora();
     let settings = LoaderSettings::default();
     let (whole, end) = take(&store, &settings, None, 24);
-    let mut loader = Loader::open(&store, mixture(MIXTURE), &settings, None).unwrap();
-    let (mut batches, mut n_given_up) = (Vec::new(), 0);
-    while batches.len() < 24 {
-        match loader.next_within(Duration::from_micros(1)).unwrap() {
-            Some(batch) => batches.push(batch),
-            None => n_given_up += 1,
+    // On a busy machine the decoders may be ahead of every wait: then another loader is waited for.
+    let mut n_given_up = 0;
+    for _ in 0..50 {
+        let mut loader = Loader::open(&store, mixture(MIXTURE), &settings, None).unwrap();
+        let mut batches = Vec::new();
+        while batches.len() < 24 {
+            match loader.next_within(Duration::from_micros(1)).unwrap() {
+                Some(batch) => batches.push(batch),
+                None => n_given_up += 1,
+            }
+            assert_eq!(loader.cursor().step, batches.len() as u64);
         }
-        assert_eq!(loader.cursor().step, batches.len() as u64);
+        assert_eq!((digests(&batches), loader.cursor()), (digests(&whole), end.clone()));
+        if n_given_up > 0 {
+            return;
+        }
     }
-    assert!(n_given_up > 0);
-    assert_eq!((digests(&batches), loader.cursor()), (digests(&whole), end));
+    panic!("no wait was given up");
 }
 
 #[test]

@@ -123,7 +123,8 @@ impl Experiment {
         }
         for text in sets {
             let (key, value) = text.split_once('=').ok_or_else(|| wrong(format!("`--set {text}` has no `=`")))?;
-            if OWN.contains(&key) || raw.arm.iter().any(|arm| arm.set.contains_key(key)) {
+            let of_arm = |arm: &Arm| arm.set.contains_key(key) || arm.unset.iter().any(|unset| unset == key);
+            if OWN.contains(&key) || raw.arm.iter().any(of_arm) {
                 return Err(wrong(format!("`--set {key}`: the experiment sets it itself")));
             }
             let parsed: Table =
@@ -275,6 +276,8 @@ fn split(path: &str) -> (&str, Option<&str>) {
 
 #[cfg(test)]
 mod tests {
+    use imp_schemas::task::{Mixture, RawMixture};
+
     use super::*;
 
     #[test]
@@ -301,6 +304,8 @@ mod tests {
                     let config = experiment.config(arm, 60, 3).unwrap();
                     assert_eq!(config["train"]["steps"].as_integer(), Some(60));
                     assert_eq!(config["train"]["threads"].as_integer(), Some(1));
+                    let mixture = RawMixture::deserialize(config["train"]["mixture"].clone()).unwrap();
+                    Mixture::try_from(mixture).unwrap_or_else(|e| panic!("{}, {}: {e}", file.display(), arm.name));
                 }
                 let name = file.file_stem().unwrap().to_string_lossy().into_owned();
                 asked.insert(name.split('-').next().unwrap().trim_start_matches('h').parse::<u32>().unwrap());

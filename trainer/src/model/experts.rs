@@ -62,6 +62,8 @@ pub struct RawExperts {
     /// Experts that a token chooses; `token_choice` only.
     pub top_k: Option<usize>,
     /// Slots of an expert for each example, whatever its tokens; `soft` only. Absent: one, as in the paper's best models.
+    // Absent from the digests of models that do without: vectors of before go on.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub slots: Option<usize>,
     /// Experts that a token meets on average; under `token_choice` the room that experts have for each of a token's choices.
     #[serde(default = "RawExperts::release_capacity_factor")]
@@ -151,12 +153,15 @@ impl ExpertsConfig {
             Router::Soft => {
                 let n_slots = raw.slots.unwrap_or(1);
                 hold(n_slots > 0, "experts.slots", n_slots, || "at least 1".to_owned())?;
-                hold(
-                    raw.balance_weight.is_none(),
-                    "experts.balance_weight",
-                    raw.balance_weight.unwrap_or(0.0),
-                    || "absent under `soft`, where nothing is chosen".to_owned(),
-                )?;
+                let usual = RawExperts::of(raw.n);
+                for (key, found, holds) in [
+                    ("experts.balance_weight", raw.balance_weight.unwrap_or(0.0), raw.balance_weight.is_none()),
+                    ("experts.capacity_factor", cf, cf == usual.capacity_factor),
+                    ("experts.group_tokens", raw.group_tokens as f64, raw.group_tokens == usual.group_tokens),
+                    ("experts.z_weight", z, z == usual.z_weight),
+                ] {
+                    hold(holds, key, found, || "absent under `soft`, where nothing is chosen".to_owned())?;
+                }
                 (Choice::Nobody { n_slots }, 0.0)
             }
             Router::TokenChoice => {
@@ -211,7 +216,7 @@ impl ExpertsConfig {
     }
 
     /// Slots of a block, of all experts together; `None` where tokens are chosen.
-    pub(super) fn slots(&self) -> Option<usize> {
+    pub(crate) fn slots(&self) -> Option<usize> {
         match self.routing.choice {
             Choice::Nobody { n_slots } => Some(self.n * n_slots),
             Choice::Experts | Choice::Tokens { .. } => None,
@@ -294,7 +299,8 @@ impl ModelConfig {
 pub struct RoutingSummary {
     /// Sum of the router z-losses, not weighted.
     pub z_loss: f32,
-    /// Mean of the balance losses, not weighted: 1 when first choices are spread evenly, the number of experts when one has all.
+    /// Mean of the balance losses, not weighted: 1 when first choices are spread evenly, the number of experts when one has all. Of soft
+    /// experts the greatest share that one of them has in the tokens, times their number.
     pub balance: f32,
     /// Share of tokens that no expert took.
     pub unrouted: f32,
@@ -344,6 +350,14 @@ mod tests {
     }
 
     #[test]
+    fn experts_without_slots_are_spelled_as_before_there_were_any() {
+        let spelled = serde_json::to_string(&RawExperts::of(4)).unwrap();
+        let before =
+            r#"{"n":4,"blocks":null,"placement":"last","router":"expert_choice","top_k":null,"capacity_factor":1.0,"#;
+        assert!(spelled.starts_with(before) && !spelled.contains("slots"), "{spelled}");
+    }
+
+    #[test]
     fn experts_that_cannot_be_are_refused_with_key_value_and_rule() {
         let of = RawExperts::of;
         let cases = [
@@ -363,6 +377,10 @@ mod tests {
             (
                 RawExperts { slots: Some(0), router: Router::Soft, ..of(4) },
                 "`train.model.experts.slots` is 0, must be at least 1",
+            ),
+            (
+                RawExperts { capacity_factor: 2.0, router: Router::Soft, ..of(4) },
+                "`train.model.experts.capacity_factor` is 2, must be absent under `soft`",
             ),
             (
                 RawExperts { balance_weight: Some(0.1), router: Router::Soft, ..of(4) },

@@ -7,7 +7,7 @@ use imp_schemas::rng::{Role, rng_for};
 use super::*;
 use crate::objective::{Classes, Form};
 use crate::ops;
-use crate::optim::{AdamW, AdamWSettings};
+use crate::optim::{AdamW, AdamWSettings, Moments};
 
 pub(super) fn tiny() -> ModelConfig {
     with_experts(None)
@@ -30,6 +30,11 @@ fn with_experts(experts: Option<RawExperts>) -> ModelConfig {
     let patching = Patching { tube: [2, 8, 8], ..Patching::default() };
     let classifiers = vec![Classifier { corpus: "digits".into(), stream: Stream::Vision, n_classes: 5 }];
     ModelConfig::check(raw, 50, patching, vec![(Stream::Text, Stream::Vision)], classifiers).unwrap()
+}
+
+/// Two slots of each of three experts.
+fn soft() -> RawExperts {
+    RawExperts { router: Router::Soft, slots: Some(2), ..RawExperts::of(3) }
 }
 
 /// A made-up batch that `tiny()` takes, with drop and padding.
@@ -71,7 +76,7 @@ fn goals() -> [Goal; 4] {
 
 #[test]
 fn what_is_made_again_on_the_way_back_is_what_was_there_to_the_last_bit() {
-    for config in [tiny(), with_experts(Some(RawExperts::of(3)))] {
+    for config in [tiny(), with_experts(Some(RawExperts::of(3))), with_experts(Some(soft()))] {
         let mut model = Imp::new(&config, 4, &Cpu::default()).unwrap();
         let batch = batch(8, 11);
         let gradients = |model: &Imp<Cpu>| {
@@ -135,7 +140,7 @@ fn two_runs_of_one_seed_have_equal_losses_to_the_last_bit() {
 fn the_whole_models_gradient_is_the_slope_of_its_loss() {
     // A step along a direction must not change which expert takes which token: here each takes all of them.
     let experts = RawExperts { capacity_factor: 3.0, z_weight: 0.1, ..RawExperts::of(3) };
-    let runs = [None, Some(experts)].into_iter().flat_map(|e| goals().map(|goal| (e.clone(), goal)));
+    let runs = [None, Some(experts), Some(soft())].into_iter().flat_map(|e| goals().map(|goal| (e.clone(), goal)));
     for (experts, goal) in runs {
         let mut model = Imp::new(&with_experts(experts), 11, &Cpu::default()).unwrap();
         let mut batch = batch(5, 6);
@@ -257,7 +262,7 @@ fn a_waveforms_patches_are_its_samples_in_order() {
 fn a_batch_in_parts_has_the_loss_and_the_gradients_of_the_whole() {
     // Groups of one example: what experts choose does not depend on where a batch is cut.
     let experts = RawExperts { group_tokens: 1, capacity_factor: 2.0, ..RawExperts::of(2) };
-    for config in [tiny(), with_experts(Some(experts))] {
+    for config in [tiny(), with_experts(Some(experts)), with_experts(Some(soft()))] {
         let model = Imp::new(&config, 4, &Cpu::default()).unwrap();
         let mut bags = batch(8, 11);
         // Two captions of four tokens in place of one of eight.
@@ -282,6 +287,69 @@ fn a_batch_in_parts_has_the_loss_and_the_gradients_of_the_whole() {
             }
         }
     }
+}
+
+#[test]
+fn padding_enters_no_slot_of_a_soft_expert() {
+    let model = Imp::new(&with_experts(Some(soft())), 9, &Cpu::default()).unwrap();
+    let embed = |n_tokens: usize| {
+        let mut ids = vec![7, 8, 9];
+        ids.resize(n_tokens, 0);
+        model.embed_text(&TextBatch { n_tokens, ids }, Stream::Vision).unwrap()
+    };
+    for (bare, padded) in embed(3).iter().zip(embed(8)) {
+        assert!((bare - padded).abs() < 1e-6, "{bare} {padded}");
+    }
+}
+
+#[test]
+fn a_task_with_moments_of_its_own_steps_as_if_it_were_alone_with_the_parameters() {
+    let fresh = || Imp::new(&tiny(), 3, &Cpu::default()).unwrap();
+    let settings = AdamWSettings { moments: Moments::PerTask, weight_decay: 0.0, ..AdamWSettings::default() };
+    let mut model = fresh();
+    let mut optimizer = AdamW::for_tasks(&model, settings, 2).unwrap();
+    let grads = |model: &Imp<Cpu>, step: u64| {
+        let goal = if step.is_multiple_of(2) { Goal::nce() } else { Goal::softmax("digits") };
+        model.loss(&goal, &batch(step, 6)).unwrap().grads
+    };
+    let values = |model: &Imp<Cpu>| model.names().iter().map(|name| model.tensor(name).unwrap().1).collect::<Vec<_>>();
+    let gradients = grads(&model, 0);
+    optimizer.step_of(0, &mut model, gradients, 1e-2).unwrap();
+    // The other task's first step is that of an optimiser that has seen nothing.
+    let mut alone = fresh();
+    for name in model.names() {
+        let (shape, values) = model.tensor(&name).unwrap();
+        alone.load(&name, &shape, &values).unwrap();
+    }
+    let mut first = AdamW::new(&alone, settings).unwrap();
+    let before = values(&model);
+    let gradients = grads(&model, 1);
+    optimizer.step_of(1, &mut model, gradients, 1e-2).unwrap();
+    let gradients = grads(&alone, 1);
+    first.step(&mut alone, gradients, 1e-2).unwrap();
+    assert_eq!(values(&model), values(&alone));
+    // Sentences have no part in classes: shared moments would have moved them on.
+    let words = model.names().iter().position(|name| name == "text/embed/embedding").unwrap();
+    assert_eq!(values(&model)[words], before[words]);
+    // And what is saved is all there is.
+    let mut loaded = AdamW::for_tasks(&model, settings, 2).unwrap();
+    for name in optimizer.names() {
+        let (shape, values) = optimizer.tensor(&name).unwrap();
+        loaded.load(&name, &shape, &values).unwrap();
+    }
+    loaded.set_updates(optimizer.n_updates());
+    let mut other = fresh();
+    for name in model.names() {
+        let (shape, values) = model.tensor(&name).unwrap();
+        other.load(&name, &shape, &values).unwrap();
+    }
+    for (optimizer, model) in [(&mut optimizer, &mut model), (&mut loaded, &mut other)] {
+        let gradients = grads(model, 2);
+        optimizer.step_of(0, model, gradients, 1e-2).unwrap();
+    }
+    assert_eq!(values(&model), values(&other));
+    assert!(loaded.load("mu.2/text/embed/embedding", &[1], &[0.0]).is_err());
+    assert!(loaded.load("mu/text/embed/embedding", &[1], &[0.0]).is_err());
 }
 
 #[test]
@@ -328,6 +396,7 @@ fn embeddings_have_length_one_and_do_not_depend_on_their_neighbours() {
     let by_example = RawExperts { eval_groups: EvalGroups::Example, ..RawExperts::of(3) };
     assert!(distance_from_neighbours(tiny()) < 1e-5);
     assert!(distance_from_neighbours(with_experts(Some(by_example))) < 1e-5);
+    assert!(distance_from_neighbours(with_experts(Some(soft()))) < 1e-5);
     // Experts that choose among a batch's tokens are another matter (IMP.md, trap T10).
     assert!(distance_from_neighbours(with_experts(Some(RawExperts::of(3)))) > 1e-3);
 }

@@ -2,7 +2,6 @@
 
 use dfdx::prelude::{Cpu, CpuError, Gradients, Tape};
 
-use super::experts::Choice;
 use super::*;
 
 impl Backend for Cpu {
@@ -83,10 +82,7 @@ impl Backend for Cpu {
         layer: &Experts<Self>,
         routing: &Routing,
     ) -> Result<Routed<Self, T>, CpuError> {
-        match routing.choice {
-            Choice::Nobody { n_slots } => experts::soft::layer(x, layer, routing, n_slots),
-            Choice::Experts | Choice::Tokens { .. } => experts::fused(x, layer, routing),
-        }
+        experts::fused(x, layer, routing)
     }
 
     fn attention<T: Tape<f32, Self>>(

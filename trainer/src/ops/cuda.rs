@@ -14,7 +14,6 @@ mod tokens;
 
 use dfdx::prelude::{Cuda, CudaError, Gradients, HasShape, Tape};
 
-use super::experts::Choice;
 use super::*;
 use context::{Context, Values};
 pub use context::{open, peak_mib};
@@ -119,10 +118,7 @@ impl Backend for Cuda {
         layer: &Experts<Self>,
         routing: &Routing,
     ) -> Result<Routed<Self, T>, CudaError> {
-        match routing.choice {
-            Choice::Nobody { n_slots } => super::experts::soft::layer(x, layer, routing, n_slots),
-            Choice::Experts | Choice::Tokens { .. } => super::experts::stock(x, layer, routing),
-        }
+        super::experts::stock(x, layer, routing)
     }
 
     fn attention<T: Tape<f32, Self>>(

@@ -4,6 +4,7 @@
 
 use dfdx::prelude::*;
 
+use super::experts::{Choice, soft};
 use super::{Backend, Block, Experts, Keep, Mask, Norm, Routed, Routing, RoutingStats, Scalar, Tokens};
 
 /// One layer: a block, and experts in place of its feed-forward if it has none.
@@ -51,7 +52,11 @@ pub(super) fn composed<D: Backend, T: Tape<f32, D>>(
             run.clear();
         }
         if let Some((experts, routing)) = sparse {
-            let Routed { tokens, router_loss, stats: of_layer } = D::experts(x, experts, routing)?;
+            let routed = match routing.choice {
+                Choice::Nobody { n_slots } => soft::layer(x, encoder.mask, experts, routing, n_slots),
+                Choice::Experts | Choice::Tokens { .. } => D::experts(x, experts, routing),
+            };
+            let Routed { tokens, router_loss, stats: of_layer } = routed?;
             x = tokens;
             router_losses.push(router_loss);
             stats.push(of_layer);

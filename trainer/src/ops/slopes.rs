@@ -335,7 +335,8 @@ fn soft_experts() {
             wi: l[4].clone(),
             wo: l[5].clone(),
         };
-        let routed = Cpu::experts(l[0].retaped::<Owned>().reshape_like(&(n, t, d)), &layer, &routing).unwrap();
+        let x = l[0].retaped::<Owned>().reshape_like(&(n, t, d));
+        let routed = experts::soft::layer(x, None, &layer, &routing, n_slots).unwrap();
         let want = soft_layer(&a, e, n_slots, (t, d));
         for (got, want) in routed.tokens.as_vec().into_iter().zip(&want) {
             assert!((f64::from(got) - want).abs() < 1e-5, "{got}, want {want}");

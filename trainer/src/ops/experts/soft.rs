@@ -1,7 +1,7 @@
 //! Soft experts: every slot of an expert is a mean of all tokens of an example, every token a mean of all slots.
 //!
-//! In: tokens, the experts' parameters. Out: tokens. Never: a token of another example, a token left out, a choice without a gradient; a loss of the
-//! router's own, which nothing here could keep from being even.
+//! In: tokens, the experts' parameters. Out: tokens. Never: a token of another example, a token left out but padding, a choice without a gradient; a loss of
+//! the router's own: here is nothing to keep even.
 //!
 //! Of an example's tokens `h = LN(x)` and the router's columns, one for each slot, both at unit length: `l = scale * (h / |h|) (Wr / |Wr|)`.
 //! Slot `s` reads `sum over t of softmax_t(l)[t, s] h[t]`, its expert computes, and the layer is
@@ -11,11 +11,13 @@
 use dfdx::prelude::*;
 
 use super::{Experts, Routed, Routing, RoutingStats};
-use crate::ops::{Backend, Norm, SMALL, Tokens};
+use crate::ops::blocks::MASKED;
+use crate::ops::{Backend, Mask, Norm, SMALL, Tokens};
 
-/// The layer, from the device's ops; `n_slots` of each expert.
+/// The layer, from the device's ops; `n_slots` of each expert. What is padding enters no slot.
 pub(in crate::ops) fn layer<D: Backend, T: Tape<f32, D>>(
     x: Tokens<D, T>,
+    mask: Option<&Mask>,
     layer: &Experts<D>,
     routing: &Routing,
     n_slots: usize,
@@ -42,8 +44,17 @@ pub(in crate::ops) fn layer<D: Backend, T: Tape<f32, D>>(
     let (logits, of_logits) = logits.try_reshape_like(&(n, t, slots))?.split_tape();
     tape = tape.merge(of_h).merge(of_logits);
 
-    // Tokens into slots.
-    let into = logits.retaped::<T>().try_softmax::<Axis<1>>()?.try_permute::<_, Axes3<0, 2, 1>>()?;
+    // Tokens into slots. A slot that no token may enter, of an example that is all padding, weighs all of them alike.
+    let may = match mask.filter(|mask| mask.valid.contains(&false)) {
+        Some(mask) => {
+            let of_token = |&valid: &bool| std::iter::repeat_n(if valid { 0.0 } else { MASKED }, slots);
+            let added = mask.valid.iter().flat_map(of_token);
+            let added = dev.try_tensor_from_vec(added.collect(), (n, t, slots))?;
+            logits.retaped::<T>().try_add(added)?
+        }
+        None => logits.retaped::<T>(),
+    };
+    let into = may.try_softmax::<Axis<1>>()?.try_permute::<_, Axes3<0, 2, 1>>()?;
     let mixed = into.try_matmul(h.retaped::<T>().try_reshape_like(&(n, t, d))?)?;
     let by_expert = mixed.try_reshape_like(&(n, e, n_slots * d))?.try_permute::<_, Axes3<1, 0, 2>>()?;
     let by_expert = by_expert.try_reshape_like(&(e, n * n_slots, d))?;
