@@ -1,6 +1,8 @@
 //! Shards train a model, its checkpoint gets scores; the same over S3.
 
+use imp_schemas::run_file::RunFile;
 use imp_schemas::store::Store;
+use imp_trainer::config::RawTrain;
 use imp_trainer::eval::Measure;
 use imp_trainer::{checkpoint, device, metrics};
 use testkit::s3::S3Server;
@@ -60,6 +62,33 @@ fn the_whole_path_gives_the_same_steps_on_a_folder_and_on_s3_over_http() {
     let run = Store::open_with(&server.url("run"), &server.options()).unwrap();
     assert_eq!(whole_path(&world, &store, &run), local);
     assert!(server.n_requests() > 20, "the steps above came through the server");
+}
+
+#[test]
+fn a_loss_that_is_not_finite_stops_the_run_and_what_its_step_started_from_is_kept() {
+    let world = World::new();
+    let (store, run) = (world.local_store(), world.local_run("run"));
+    world.ingest(&store);
+    let path = world.run_file(40, 1);
+    let text = std::fs::read_to_string(&path).unwrap().replace("peak_lr = 1e-3", "peak_lr = 1e30");
+    std::fs::write(&path, text).unwrap();
+    let raw: RawTrain = RunFile::read(&path).unwrap().table(&path, "train").unwrap();
+    let error = device::fit(&raw.try_into().unwrap(), &store, &run, &mut |_| {}).unwrap_err();
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(&error);
+    while let Some(error) = cause {
+        text += &format!(": {error}");
+        cause = error.source();
+    }
+    assert!(text.contains("task `") && text.contains("in `failed/000000") && text.contains("finite"), "{text}");
+    let last = *checkpoint::steps(&run).unwrap().last().unwrap();
+    let key = |name: &str| format!("failed/{last:08}/{name}");
+    let why: serde_json::Value = serde_json::from_slice(&run.get(&key("why.json")).unwrap()).unwrap();
+    assert_eq!(why["step"], last);
+    assert!(!why["examples"].as_array().unwrap().is_empty() && why["batch_digest"].as_str().unwrap().len() == 64);
+    // Nothing had moved: it is the checkpoint after the step before.
+    let newest = imp_schemas::checkpoint::checkpoint_keys(last);
+    assert_eq!(run.get(&key("model.safetensors")).unwrap(), run.get(&newest.model).unwrap());
 }
 
 #[test]

@@ -12,7 +12,7 @@ use imp_schemas::shard::Digest;
 use imp_schemas::store::{Store, StoreError};
 use imp_schemas::version::{Format, Version, VersionError};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::model::{Imp, ModelError};
 use crate::ops::Backend;
@@ -97,6 +97,40 @@ pub fn save<D: Backend>(
         }
     }
     Ok(())
+}
+
+/// A step whose loss or gradient is not finite: what a person needs to look into it.
+#[derive(Debug, Serialize)]
+pub struct Failure<'a> {
+    pub step: u64,
+    pub task: &'a str,
+    /// Index into the task's views.
+    pub view: usize,
+    pub lr: f64,
+    pub error: String,
+    pub batch_digest: String,
+    /// Index into the task's corpora, row of the split, epoch.
+    pub examples: Vec<(u32, u64, u64)>,
+}
+
+/// Saves what a failed step started from, in the files of a checkpoint, and `why.json` beside them. No run goes on from there. Returns
+/// the folder.
+///
+/// # Errors
+/// The run's store failed.
+pub fn save_failed<D: Backend>(
+    run: &Store,
+    model: &Imp<D>,
+    optimizer: &AdamW<D>,
+    failure: &Failure<'_>,
+) -> Result<String, CheckpointError> {
+    let folder = format!("failed/{:08}", failure.step);
+    let key = |name: &str| format!("{folder}/{name}");
+    run.put(&key("model.safetensors"), serialize(&folder, model_tensors(model))?.into())?;
+    run.put(&key("optimizer.safetensors"), serialize(&folder, optimizer_tensors(optimizer))?.into())?;
+    let malformed = |source| CheckpointError::Malformed { key: key("why.json"), source };
+    run.put(&key("why.json"), serde_json::to_vec_pretty(failure).map_err(malformed)?.into())?;
+    Ok(folder)
 }
 
 /// The meta file of the checkpoint after `step` updates.

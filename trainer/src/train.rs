@@ -8,13 +8,14 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use imp_loader::{Loader, LoaderError, Watch};
+use imp_schemas::batch::Batch;
 use imp_schemas::checkpoint::CheckpointMeta;
 use imp_schemas::resolution::{Patching, Resolution, n_kept};
 use imp_schemas::shard::Digest;
 use imp_schemas::store::{Snapshot, Store, StoreError};
 use imp_schemas::task::{Mixture, Task, View};
 
-use crate::checkpoint::{self, CheckpointError, Saved};
+use crate::checkpoint::{self, CheckpointError, Failure, Saved};
 use crate::config::TrainConfig;
 use crate::ledger::{Ledger, LedgerError};
 use crate::metrics::{Metrics, StepMetrics};
@@ -49,8 +50,8 @@ pub enum TrainError {
     Checkpoint(#[from] CheckpointError),
     #[error(transparent)]
     Ledger(#[from] LedgerError),
-    #[error("step {step}, task `{task}` failed; the newest checkpoint is the one before it")]
-    Step { step: u64, task: String, source: ModelError },
+    #[error("step {step}, task `{task}` failed; {state}")]
+    Step { step: u64, task: String, state: String, source: ModelError },
     #[error(
         "`train.model.{key}` is {wanted}, but the run's checkpoint was trained with {found}; set it back, or begin another run"
     )]
@@ -132,18 +133,26 @@ pub fn fit<D: Backend>(
         let task = &config.mixture.tasks()[batch.task_idx];
         let lr = config.schedule.lr_at(step);
         // Neither a loss nor a gradient that is not finite moves a parameter: both are errors.
-        let failed = |source| TrainError::Step { step, task: task.name().to_owned(), source };
         let goal = Goal::of(task);
         let loss = match config.accumulate {
             1 => model.loss_in_parts(&goal, &batch, config.micro_batch.unwrap_or(batch.n())),
             n => model.loss_onto(&goal, &batch, 1.0 / n as f32, before.take()),
         };
-        let Loss { value, grads, routing } = loss.map_err(failed)?;
-        let grad_norm = match (step + 1).is_multiple_of(config.accumulate) {
-            true => optimizer.step_of(batch.task_idx, &mut model, grads, lr).map_err(failed)?.grad_norm,
-            false => {
-                before = Some(grads);
-                0.0
+        let updated = loss.and_then(|Loss { value, grads, routing }| {
+            let grad_norm = match (step + 1).is_multiple_of(config.accumulate) {
+                true => optimizer.step_of(batch.task_idx, &mut model, grads, lr)?.grad_norm,
+                false => {
+                    before = Some(grads);
+                    0.0
+                }
+            };
+            Ok((value, routing, grad_norm))
+        });
+        let (value, routing, grad_norm) = match updated {
+            Ok(updated) => updated,
+            Err(source) => {
+                metrics.flush(step)?;
+                return Err(failed(run, &model, &optimizer, task, lr, &batch, source));
             }
         };
         waited += wait_seconds;
@@ -175,6 +184,36 @@ pub fn fit<D: Backend>(
     let seconds = begin.elapsed().as_secs_f64();
     let steps = config.steps.max(first_step);
     Ok(Fitted { first_step, steps, seconds, wait_seconds: waited, n_parameters: model_config.n_parameters() })
+}
+
+/// Keeps what a step started from whose loss or gradient is not finite.
+fn failed<D: Backend>(
+    run: &Store,
+    model: &Imp<D>,
+    optimizer: &AdamW<D>,
+    task: &Task,
+    lr: f64,
+    batch: &Batch,
+    source: ModelError,
+) -> TrainError {
+    let (step, task) = (batch.step, task.name().to_owned());
+    let mut state = "the newest checkpoint is the one before it".to_owned();
+    if matches!(source, ModelError::LossNotFinite(_) | ModelError::GradientNotFinite(_)) {
+        let failure = Failure {
+            step,
+            task: &task,
+            view: batch.view_idx,
+            lr,
+            error: source.to_string(),
+            batch_digest: batch.digest(),
+            examples: batch.examples.iter().map(|e| (e.corpus_idx, e.row, e.epoch)).collect(),
+        };
+        match checkpoint::save_failed(run, model, optimizer, &failure) {
+            Ok(folder) => state += &format!(", what the step started from is in `{folder}` of the run"),
+            Err(error) => state += &format!(", what the step started from could not be saved: {error}"),
+        }
+    }
+    TrainError::Step { step, task, state, source }
 }
 
 /// The newest whole checkpoint of `run`.
