@@ -126,7 +126,7 @@ pub(crate) fn read_cls(bytes: &[u8], what: &str) -> Result<Wording, Refusal> {
     Ok(Wording { captions: Vec::new(), labels: label.into_iter().collect() })
 }
 
-/// A `.json` sidecar: `captions`, `caption` or `text`, and `label`, which may be a list.
+/// A `.json` sidecar: `captions`, `caption` or `text`, and `label` or `labels`, either of which may be a list.
 pub(crate) fn read_json(bytes: &[u8], what: &str) -> Result<Wording, Refusal> {
     let malformed = |detail: String| (RejectReason::MalformedRow, format!("{what}: {detail}"));
     let value: Value = serde_json::from_str(utf8(bytes, what)?).map_err(|e| malformed(e.to_string()))?;
@@ -140,8 +140,10 @@ pub(crate) fn read_json(bytes: &[u8], what: &str) -> Result<Wording, Refusal> {
             merged.add(Wording { captions, labels: Vec::new() });
         }
     }
-    if let Some(value) = object.get("label") {
-        merged.wording.labels = labels_of(value).map_err(|d| malformed(format!("`label` {d}")))?;
+    for key in ["label", "labels"] {
+        if let Some(value) = object.get(key) {
+            merged.wording.labels.extend(labels_of(value).map_err(|d| malformed(format!("`{key}` {d}")))?);
+        }
     }
     Ok(merged.wording)
 }
@@ -267,6 +269,7 @@ mod tests {
         assert_eq!(got, Wording { captions: vec!["a".into(), "b".into()], labels: vec!["3".into()] });
         let several = read_json(br#"{"label":["dog ",7,"",null]}"#, "x").unwrap();
         assert_eq!(several.labels, ["dog", "7"]);
+        assert_eq!(read_json(br#"{"labels":["dog","cat"]}"#, "x").unwrap().labels, ["dog", "cat"]);
         assert_eq!(read_json(br#"{"label":[["dog"]]}"#, "x").unwrap_err().0, RejectReason::MalformedRow);
         assert_eq!(read_txt(b"\xef\xbb\xbfone\r\n\r\ntwo", "x").unwrap().captions, ["one", "two"]);
         assert_eq!(read_txt(b"caf\xe9", "x").unwrap_err().0, RejectReason::InvalidText);

@@ -11,7 +11,7 @@ use imp_schemas::modality::Modality;
 use imp_schemas::resolution::Patching;
 use imp_schemas::spectrogram::SpectrogramSpec;
 use imp_schemas::store::{Snapshot, Store};
-use imp_schemas::task::{Decode, View};
+use imp_schemas::task::{Decode, Mixture, View};
 
 use crate::cache::Cache;
 use crate::config::LoaderSettings;
@@ -43,6 +43,20 @@ pub struct EvalSpec<'a> {
     pub n_windows: usize,
 }
 
+impl<'a> EvalSpec<'a> {
+    /// A split of a corpus as `mixture` cuts it into tokens, a view's batch at a time: one window of each example, in full size.
+    pub fn new(
+        corpus: &'a str,
+        split: &'a str,
+        modalities: &'a [Modality],
+        view: &'a View,
+        mixture: &'a Mixture,
+    ) -> Self {
+        let (patching, spectrogram) = (mixture.patching(), mixture.spectrogram());
+        Self { corpus, split, modalities, view, patching, spectrogram, working_side: None, n: view.n(), n_windows: 1 }
+    }
+}
+
 impl EvalSpec<'_> {
     pub(crate) fn recipe(&self, name: String, modalities: Vec<Modality>, window: Window) -> Recipe {
         Recipe {
@@ -67,6 +81,8 @@ impl EvalSpec<'_> {
 pub struct EvalBatch {
     /// `text` holds the first caption of each record, if text was asked for.
     pub batch: Batch,
+    /// All labels of each record, classes of the manifest; none for a record without.
+    pub labels: Vec<Vec<u32>>,
     /// All captions of each record.
     pub captions: Vec<Vec<String>>,
     pub keys: Vec<String>,
@@ -191,6 +207,7 @@ fn check_view(place: &str, spec: &EvalSpec<'_>) -> Result<(), LoaderError> {
 
 fn scored(ready: Ready) -> EvalBatch {
     EvalBatch {
+        labels: ready.metas.iter().map(|m| m.labels.clone()).collect(),
         captions: ready.metas.iter().map(|m| m.captions.clone()).collect(),
         keys: ready.metas.iter().map(|m| m.key.clone()).collect(),
         rows: ready.batch.examples.iter().map(|e| e.row).collect(),

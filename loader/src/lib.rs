@@ -40,7 +40,7 @@ pub use error::{ContentFault, LoaderError};
 pub use eval::{EvalBatch, EvalLoader, EvalSpec};
 pub use explain::{ExplainedCrop, ExplainedExample, ExplainedStep, explain};
 pub use loader::{Loader, Watch};
-pub use one::batch_of_file;
+pub use one::batches_of_file;
 pub use open::snapshots;
 pub use shuffle::ShuffleQuality;
 pub use simulate::{Shape, SimulateOptions, Simulated, SimulatedTask, simulate};

@@ -1,6 +1,7 @@
-//! One file that lies outside of any corpus → a batch of one, as an evaluation would make it.
+//! One file that lies outside of any corpus → batches of one, as an evaluation would make them.
 //!
-//! In: the bytes of a picture, a clip or a sound, and what the evaluation reads. Out: a batch without text. Never: a shard, a thread.
+//! In: the bytes of a picture, a clip or a sound, and what the evaluation reads. Out: a batch without text for each window. Never: a shard, a
+//! thread.
 
 use std::sync::Arc;
 
@@ -18,15 +19,14 @@ use crate::pool::Pool;
 use crate::recipe::Window;
 use crate::record::{Meta, Place, Record};
 
-/// The file's `medium`, at the size of the evaluation's view; its corpus, split, batch size and number of windows are not used.
+/// The windows of the file's `medium`, at the size of the evaluation's view; its corpus, split and batch size are not used.
 ///
 /// # Errors
 /// Why the file cannot make an example.
-pub fn batch_of_file(bytes: &[u8], medium: Modality, spec: &EvalSpec<'_>) -> Result<Batch, ContentFault> {
+pub fn batches_of_file(bytes: &[u8], medium: Modality, spec: &EvalSpec<'_>) -> Result<Vec<Batch>, ContentFault> {
     if i32::try_from(bytes.len()).is_err() {
         return Err(ContentFault::Impossible { what: "a file of", found: format!("{} bytes", bytes.len()) });
     }
-    let recipe = spec.recipe("a file".to_owned(), vec![medium], Window::MIDDLE);
     let mut meta = Meta::default();
     if medium == Modality::Video {
         let video = read_video(bytes, &MediaLimits::default())?;
@@ -40,17 +40,22 @@ pub fn batch_of_file(bytes: &[u8], medium: Modality, spec: &EvalSpec<'_>) -> Res
     let tables = Arc::new(MelTables::new(spec.spectrogram, f64::from(spec.spectrogram.sample_rate)));
     let mut workbench = Workbench::new(&tables, &Arc::new(Cache::new(0)), &Arc::new(Pool::new(1, 0)));
     let id = ExampleId { corpus_idx: 0, row: 0, epoch: 0 };
-    let example = workbench.example(&recipe, spec.view, &id, &record)?;
-    let vision = recipe.vision(spec.view).zip(example.pixels);
-    let audio = recipe.audio(spec.view).zip(example.sound);
-    Ok(Batch {
-        step: 0,
-        task_idx: 0,
-        view_idx: 0,
-        examples: vec![id],
-        vision: vision.map(|(resolution, pixels)| VisionBatch { resolution, pixels, kept: None }),
-        audio: audio.map(|(resolution, values)| AudioBatch { resolution, values, kept: None }),
-        text: None,
-        labels: None,
-    })
+    let of = spec.n_windows.max(1);
+    let window = |nth| {
+        let recipe = spec.recipe("a file".to_owned(), vec![medium], Window { nth, of });
+        let example = workbench.example(&recipe, spec.view, &id, &record)?;
+        let vision = recipe.vision(spec.view).zip(example.pixels);
+        let audio = recipe.audio(spec.view).zip(example.sound);
+        Ok(Batch {
+            step: 0,
+            task_idx: nth,
+            view_idx: 0,
+            examples: vec![id],
+            vision: vision.map(|(resolution, pixels)| VisionBatch { resolution, pixels, kept: None }),
+            audio: audio.map(|(resolution, values)| AudioBatch { resolution, values, kept: None }),
+            text: None,
+            labels: None,
+        })
+    };
+    (0..of).map(window).collect()
 }

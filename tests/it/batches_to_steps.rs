@@ -80,7 +80,10 @@ fn a_loss_that_is_not_finite_stops_the_run_and_what_its_step_started_from_is_kep
         text += &format!(": {error}");
         cause = error.source();
     }
-    assert!(text.contains("task `") && text.contains("in `failed/000000") && text.contains("finite"), "{text}");
+    assert!(
+        text.contains("task `") && text.contains("in `failed/000000") && text.contains("lower the peak rate"),
+        "{text}"
+    );
     let last = *checkpoint::steps(&run).unwrap().last().unwrap();
     let key = |name: &str| format!("failed/{last:08}/{name}");
     let why: serde_json::Value = serde_json::from_slice(&run.get(&key("why.json")).unwrap()).unwrap();

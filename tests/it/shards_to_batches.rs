@@ -11,15 +11,8 @@ use crate::fixture::World;
 fn keys(store: &Store, config: &TrainConfig) -> Vec<String> {
     let mixture = &config.mixture;
     let spec = EvalSpec {
-        corpus: "world-image",
-        split: "train",
-        modalities: &[Modality::Image],
-        view: &mixture.tasks()[0].views()[0],
-        patching: mixture.patching(),
-        spectrogram: mixture.spectrogram(),
         n: 5,
-        n_windows: 1,
-        working_side: None,
+        ..EvalSpec::new("world-image", "train", &[Modality::Image], &mixture.tasks()[0].views()[0], mixture)
     };
     let loader = EvalLoader::open(store, &spec, &config.loader).unwrap();
     loader.flat_map(|batch| batch.unwrap().keys).collect()

@@ -113,8 +113,8 @@ pub struct Failure<'a> {
     pub examples: Vec<(u32, u64, u64)>,
 }
 
-/// Saves what a failed step started from, in the files of a checkpoint, and `why.json` beside them. No run goes on from there. Returns
-/// the folder.
+/// Saves what a failed step started from, in the files of a checkpoint, and `why.json` beside them. No run goes on from there, and what the step
+/// left when it failed before stays. Returns the folder.
 ///
 /// # Errors
 /// The run's store failed.
@@ -126,6 +126,11 @@ pub fn save_failed<D: Backend>(
 ) -> Result<String, CheckpointError> {
     let folder = format!("failed/{:08}", failure.step);
     let key = |name: &str| format!("{folder}/{name}");
+    match run.get(&key("why.json")) {
+        Ok(_) => return Ok(folder),
+        Err(StoreError::NotFound { .. }) => {}
+        Err(error) => return Err(error.into()),
+    }
     run.put(&key("model.safetensors"), serialize(&folder, model_tensors(model))?.into())?;
     run.put(&key("optimizer.safetensors"), serialize(&folder, optimizer_tensors(optimizer))?.into())?;
     let malformed = |source| CheckpointError::Malformed { key: key("why.json"), source };

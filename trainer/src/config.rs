@@ -134,6 +134,8 @@ fn test_split() -> String {
     "test".to_owned()
 }
 
+const MOST_WINDOWS: usize = 1000;
+
 fn one_window() -> usize {
     1
 }
@@ -155,6 +157,8 @@ pub struct Eval {
     pub prompts: Vec<String>,
     /// At least one.
     pub n_windows: usize,
+    /// Examples in the encoder at a time.
+    pub batch: usize,
     pub candidates: Candidates,
     mixture: Mixture,
 }
@@ -250,6 +254,12 @@ impl TryFrom<RawTrain> for TrainConfig {
             return Err(ConfigError::Value { key: "recompute".to_owned(), found: "true".to_owned(), rule });
         }
         let saved = serde_json::to_value(&raw).unwrap_or_default();
+        for (i, eval) in raw.eval.iter().enumerate() {
+            if raw.eval[..i].iter().any(|before| before.name == eval.name) {
+                let (key, found) = ("eval.name".to_owned(), eval.name.clone());
+                return Err(ConfigError::Value { key, found, rule: "another name for each evaluation" });
+            }
+        }
         let evals = raw.eval.iter().map(|eval| check_eval(eval, &raw.mixture)).collect::<Result<_, _>>()?;
         Ok(Self {
             steps: raw.steps,
@@ -308,8 +318,11 @@ fn check_eval(raw: &RawEval, mixture: &RawMixture) -> Result<Eval, ConfigError> 
         }
         prompts.truncate(n);
     }
-    if raw.windows == 0 {
-        return wrong("windows", "0".to_owned(), "at least 1");
+    if raw.batch == 0 {
+        return wrong("batch", "0".to_owned(), "at least 1");
+    }
+    if !(1..=MOST_WINDOWS).contains(&raw.windows) {
+        return wrong("windows", raw.windows.to_string(), "at least 1 and at most 1000");
     }
     if raw.windows > 1 && raw.modalities.contains(&Modality::Image) {
         return wrong("windows", raw.windows.to_string(), "absent for pictures, which have one");
@@ -339,7 +352,8 @@ fn check_eval(raw: &RawEval, mixture: &RawMixture) -> Result<Eval, ConfigError> 
         label_smoothing: 0.0,
         weight: None,
         interval: None,
-        batch: Some(raw.batch),
+        // Nothing is contrasted here: one example is as good as two.
+        batch: Some(raw.batch.max(2)),
         token_budget: None,
         views: vec![raw.view],
         augment: Default::default(),
@@ -363,6 +377,7 @@ fn check_eval(raw: &RawEval, mixture: &RawMixture) -> Result<Eval, ConfigError> 
         media: raw.modalities.clone(),
         prompts,
         n_windows: raw.windows,
+        batch: raw.batch,
         candidates: raw.candidates,
         mixture,
     })
@@ -417,11 +432,15 @@ mod tests {
             PromptSet::Image.sentences()[..3]
         );
         assert_eq!(evals.iter().map(|eval| eval.n_windows).collect::<Vec<_>>(), [1, 2, 1, 2, 1]);
+        assert_eq!(of("windows = 2", "batch = 1").unwrap().evals[1].batch, 1);
         let cases = [
             ("ensemble = 3", "ensemble = 17", "`train.eval[images].ensemble` is 17, must be at least 1 and at most"),
             ("ensemble = 3", "prompts = [\"{}\"]", "prompt_set` is image, must be absent where there are `prompts`"),
             ("ensemble = 3", "windows = 4", "`train.eval[images].windows` is 4, must be absent for pictures"),
             ("windows = 2", "windows = 0", "`train.eval[clips].windows` is 0, must be at least 1"),
+            ("windows = 2", "windows = 100000000000", "windows` is 100000000000, must be at least 1 and at most 1000"),
+            ("name = \"clips\"", "name = \"images\"", "`train.eval.name` is images, must be another name"),
+            ("windows = 2", "batch = 0", "`train.eval[clips].batch` is 0, must be at least 1"),
             ("kind = \"retrieval\"", "kind = \"retrieval\"\nensemble = 1", "ensemble` is set, must be absent unless"),
             (
                 "kind = \"linear-probe\"",

@@ -17,12 +17,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{self, CheckpointError};
 use crate::config::{Eval, EvalKind, TrainConfig};
-use crate::model::{Imp, ModelError, Stream};
+use crate::model::{Imp, ModelConfig, ModelError, Stream};
 use crate::ops::Backend;
 use crate::train::{self, TrainError};
 use imp_loader::LoaderError;
 
 pub use classified::{Classified, Confusion};
+pub(crate) use embed::mean_of_windows;
 pub use embed::{Embedder, Features, Items, distinct, spec_of};
 pub use prompts::PromptSet;
 
@@ -125,12 +126,25 @@ pub enum EvalError {
     OtherTokenizer { corpus: String, found: String, wanted: String },
     #[error("evaluation `{name}`: {found}, wanted {wanted}")]
     Corpus { name: String, found: String, wanted: &'static str },
+    #[error(transparent)]
+    Untrained(#[from] Untrained),
+    #[error(
+        "evaluation `{name}`: the model's vectors are not finite: its last updates were too large; remove the checkpoint and go on from the one before"
+    )]
+    NotFinite { name: String },
+    #[error("cannot write scores")]
+    Json(#[from] serde_json::Error),
+}
+
+/// An evaluation of what no task trains.
+#[derive(Debug, thiserror::Error)]
+pub enum Untrained {
     #[error(
         "evaluation `{name}` needs heads between {medium} and text, but no task with `nce` among its objectives trains that pair"
     )]
-    Untrained { name: String, medium: &'static str },
-    #[error("cannot write scores")]
-    Json(#[from] serde_json::Error),
+    Pair { name: String, medium: &'static str },
+    #[error("evaluation `{name}` reads the features of {stream}, must be of a medium of one of the tasks")]
+    Stream { name: String, stream: &'static str },
 }
 
 /// Measures the newest checkpoint of `run` and writes `scores.json` beside it.
@@ -151,17 +165,25 @@ pub fn run<D: Backend>(
     let embedder = Embedder::new(store, &model, &meta.tokenizer_digest)?;
     let mut scores = Scores { step: meta.step, scores: Vec::new(), examples: Vec::new() };
     for eval in &config.evals {
-        match eval.kind {
-            EvalKind::LinearProbe => check_stream(&model, eval)?,
-            EvalKind::ZeroShot | EvalKind::Retrieval => check_trained(&model, eval)?,
+        match measure(&embedder, eval, config) {
+            Ok((score, examples)) => {
+                say(&score);
+                scores.scores.push(score);
+                scores.examples.extend(examples);
+            }
+            Err(error) => {
+                // What was measured before it is not lost.
+                put(run, &scores)?;
+                return Err(error);
+            }
         }
-        let (score, examples) = measure(&embedder, eval, config)?;
-        say(&score);
-        scores.scores.push(score);
-        scores.examples.extend(examples);
     }
-    run.put(SCORES_KEY, Bytes::from(serde_json::to_vec_pretty(&scores)?))?;
+    put(run, &scores)?;
     Ok(scores)
+}
+
+fn put(run: &Store, scores: &Scores) -> Result<(), EvalError> {
+    Ok(run.put(SCORES_KEY, Bytes::from(serde_json::to_vec_pretty(scores)?))?)
 }
 
 /// The model of the run's newest checkpoint: the mean of its parameters where the config has the run keep one.
@@ -187,31 +209,38 @@ pub(crate) fn newest<D: Backend>(
     Ok((model, meta))
 }
 
-/// The stream that a linear probe reads must have been trained.
-fn check_stream<D: Backend>(model: &Imp<D>, eval: &Eval) -> Result<(), EvalError> {
-    match train::media_streams(eval.task()).into_iter().find(|stream| !model.config().streams().contains(stream)) {
-        Some(stream) => Err(EvalError::Corpus {
-            name: eval.name.clone(),
-            found: format!("a probe of {stream}, which no task trains"),
-            wanted: "a medium of one of the tasks",
-        }),
-        None => Ok(()),
-    }
-}
-
-/// The heads that the evaluation needs must have been trained.
-pub(crate) fn check_trained<D: Backend>(model: &Imp<D>, eval: &Eval) -> Result<(), EvalError> {
-    if eval.kind == EvalKind::LinearProbe {
-        let (name, found) = (eval.name.clone(), "a linear probe, which has no sentences".to_owned());
-        return Err(EvalError::Corpus { name, found, wanted: "an evaluation with `kind` zero-shot or retrieval" });
-    }
+/// What an evaluation reads must be trained: the heads between its media and text, or, of a linear probe, its medium.
+///
+/// # Errors
+/// See [`Untrained`].
+pub(crate) fn check_trained(model: &ModelConfig, eval: &Eval) -> Result<(), Untrained> {
+    let name = || eval.name.clone();
     for stream in train::media_streams(eval.task()) {
-        let pair = (stream.min(Stream::Text), stream.max(Stream::Text));
-        if !model.config().pairs().contains(&pair) {
-            return Err(EvalError::Untrained { name: eval.name.clone(), medium: stream.name() });
+        let medium = stream.name();
+        match eval.kind {
+            EvalKind::LinearProbe if !model.streams().contains(&stream) => {
+                return Err(Untrained::Stream { name: name(), stream: medium });
+            }
+            EvalKind::ZeroShot | EvalKind::Retrieval
+                if !model.pairs().contains(&(stream.min(Stream::Text), stream.max(Stream::Text))) =>
+            {
+                return Err(Untrained::Pair { name: name(), medium });
+            }
+            EvalKind::LinearProbe | EvalKind::ZeroShot | EvalKind::Retrieval => {}
         }
     }
     Ok(())
+}
+
+/// Sentences are embedded for an evaluation that has some.
+pub(crate) fn check_has_text(eval: &Eval) -> Result<(), EvalError> {
+    match eval.kind {
+        EvalKind::ZeroShot | EvalKind::Retrieval => Ok(()),
+        EvalKind::LinearProbe => {
+            let (name, found) = (eval.name.clone(), "a linear probe, which has no sentences".to_owned());
+            Err(EvalError::Corpus { name, found, wanted: "an evaluation with `kind` zero-shot or retrieval" })
+        }
+    }
 }
 
 fn measure<D: Backend>(

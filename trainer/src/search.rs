@@ -9,12 +9,12 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::path::{Path, PathBuf};
 
-use imp_loader::{ContentFault, batch_of_file};
+use imp_loader::{ContentFault, batches_of_file};
 use imp_schemas::store::Store;
 use serde::Serialize;
 
 use crate::config::{Eval, TrainConfig};
-use crate::eval::{self, Embedder, EvalError, distinct, spec_of, top_k};
+use crate::eval::{self, Embedder, EvalError, distinct, mean_of_windows, spec_of, top_k};
 use crate::model::{ExpertsConfig, Stream};
 use crate::ops::Backend;
 use crate::train::media_streams;
@@ -123,7 +123,7 @@ pub fn embed<D: Backend>(
 ) -> Result<Embeddings, SearchError> {
     let eval = named(config, name)?;
     let (model, meta) = eval::newest(config, store, run, dev)?;
-    eval::check_trained(&model, eval)?;
+    eval::check_has_text(eval)?;
     let embedder = Embedder::new(store, &model, &meta.tokenizer_digest)?;
     let items = embedder.items(eval, &config.loader)?;
     let width = model.config().common_width();
@@ -192,7 +192,7 @@ pub fn search<D: Backend>(
     if matches!(query, Query::Text(text) if text.trim().is_empty()) {
         return Err(SearchError::Empty);
     }
-    eval::check_trained(&model, eval)?;
+    eval::check_has_text(eval)?;
     let embedder = Embedder::new(store, &model, &meta.tokenizer_digest)?;
     // A text is in the space of each medium; a file in that of its own.
     let queries: Vec<(Stream, Vec<f32>)> = match query {
@@ -260,19 +260,26 @@ fn of_file<D: Backend>(
     let bytes = std::fs::read(path).map_err(|source| SearchError::Read { path: path.to_owned(), source })?;
     let mut failed = None;
     for &medium in &eval.media {
-        let batch = match batch_of_file(&bytes, medium, &spec_of(eval)) {
-            Ok(batch) => batch,
+        let windows = match batches_of_file(&bytes, medium, &spec_of(eval)) {
+            Ok(windows) => windows,
             Err(fault) => {
                 failed.get_or_insert(fault);
                 continue;
             }
         };
-        let (resolution, embedded) = match (&batch.vision, &batch.audio) {
-            (Some(vision), _) => (vision.resolution, embedder.model().embed_vision(vision, Stream::Text)),
-            (None, Some(audio)) => (audio.resolution, embedder.model().embed_audio(audio, Stream::Text)),
-            (None, None) => continue,
-        };
-        return Ok((Stream::of(resolution), embedded.map_err(EvalError::from)?));
+        let (mut stream, mut vectors) = (None, Vec::new());
+        for window in &windows {
+            let (resolution, embedded) = match (&window.vision, &window.audio) {
+                (Some(vision), _) => (vision.resolution, embedder.model().embed_vision(vision, Stream::Text)),
+                (None, Some(audio)) => (audio.resolution, embedder.model().embed_audio(audio, Stream::Text)),
+                (None, None) => continue,
+            };
+            stream = Some(Stream::of(resolution));
+            vectors.push(embedded.map_err(EvalError::from)?);
+        }
+        if let Some(stream) = stream {
+            return Ok((stream, mean_of_windows(vectors)));
+        }
     }
     let wanted = eval.media.iter().map(|m| m.name()).collect::<Vec<_>>().join(" or ");
     let source = failed.unwrap_or(ContentFault::NoMedium);

@@ -17,12 +17,13 @@ use imp_schemas::task::{Mixture, Task, View};
 
 use crate::checkpoint::{self, CheckpointError, Failure, Saved};
 use crate::config::TrainConfig;
+use crate::eval::{self, Untrained};
 use crate::ledger::{Ledger, LedgerError};
 use crate::metrics::{Metrics, StepMetrics};
 use crate::model::{Classifier, Imp, Loss, ModelConfig, ModelError, Purpose, RawModel, Stream};
 use crate::objective::Goal;
 use crate::ops::{Backend, Keep};
-use crate::optim::AdamW;
+use crate::optim::{AdamW, Moments};
 
 /// What a call of [`fit`] did.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -50,10 +51,12 @@ pub enum TrainError {
     Checkpoint(#[from] CheckpointError),
     #[error(transparent)]
     Ledger(#[from] LedgerError),
+    #[error(transparent)]
+    Untrained(#[from] Untrained),
     #[error("step {step}, task `{task}` failed; {state}")]
     Step { step: u64, task: String, state: String, source: ModelError },
     #[error(
-        "`train.model.{key}` is {wanted}, but the run's checkpoint was trained with {found}; set it back, or begin another run"
+        "`train.{key}` is {wanted}, but the run's checkpoint was trained with {found}; set it back, or begin another run"
     )]
     OtherModel { key: &'static str, found: String, wanted: String },
     #[error(
@@ -197,7 +200,13 @@ fn failed<D: Backend>(
     source: ModelError,
 ) -> TrainError {
     let (step, task) = (batch.step, task.name().to_owned());
-    let mut state = "the newest checkpoint is the one before it".to_owned();
+    let mut state = match newest_checkpoint(run) {
+        Ok(Some(meta)) => format!(
+            "the run goes on from its checkpoint after {} steps; if it fails there again, remove that one",
+            meta.step
+        ),
+        Ok(None) | Err(_) => "there is no checkpoint yet".to_owned(),
+    };
     if matches!(source, ModelError::LossNotFinite(_) | ModelError::GradientNotFinite(_)) {
         let failure = Failure {
             step,
@@ -209,8 +218,8 @@ fn failed<D: Backend>(
             examples: batch.examples.iter().map(|e| (e.corpus_idx, e.row, e.epoch)).collect(),
         };
         match checkpoint::save_failed(run, model, optimizer, &failure) {
-            Ok(folder) => state += &format!(", what the step started from is in `{folder}` of the run"),
-            Err(error) => state += &format!(", what the step started from could not be saved: {error}"),
+            Ok(folder) => state += &format!("; what the step started from is in `{folder}` of the run"),
+            Err(error) => state += &format!("; what the step started from could not be saved: {error}"),
         }
     }
     TrainError::Step { step, task, state, source }
@@ -224,8 +233,8 @@ pub fn newest_checkpoint(run: &Store) -> Result<Option<CheckpointMeta>, Checkpoi
     checkpoint::steps(run)?.last().map(|&step| checkpoint::meta(run, step)).transpose()
 }
 
-/// Keys of `[train.model]` that say what parameters mean and do not show in their shapes.
-const MEANINGS: [&str; 4] = ["heads", "temperature_form", "log_mel_mean_std", "experts.router"];
+/// Keys of `[train]` that say what parameters mean and do not show in their shapes.
+const MEANINGS: [&str; 4] = ["model.heads", "model.temperature_form", "model.log_mel_mean_std", "model.experts.router"];
 
 /// The parameters of a checkpoint mean what they meant.
 ///
@@ -237,13 +246,19 @@ pub(crate) fn check_same_model(meta: &CheckpointMeta, config: &TrainConfig) -> R
     let Ok(before) = serde_json::from_value::<RawModel>(meta.config["model"].clone()) else { return Ok(()) };
     let (before, now) = (spelled(&before), spelled(&config.model));
     for key in MEANINGS {
-        let at = format!("/{}", key.replace('.', "/"));
+        let at = format!("/{}", key.trim_start_matches("model.").replace('.', "/"));
         let Some((found, wanted)) = before.pointer(&at).zip(now.pointer(&at)) else { continue };
         // A preset's value stands for itself.
         if found != wanted && !found.is_null() && !wanted.is_null() {
             let (found, wanted) = (found.to_string(), wanted.to_string());
             return Err(TrainError::OtherModel { key, found, wanted });
         }
+    }
+    let moments = meta.config["optimizer"].get("moments").cloned();
+    let before = moments.and_then(|moments| serde_json::from_value::<Moments>(moments).ok()).unwrap_or_default();
+    if before != config.optimizer.moments {
+        let [found, wanted] = [before, config.optimizer.moments].map(|m| serde_json::json!(m).to_string());
+        return Err(TrainError::OtherModel { key: "optimizer.moments", found, wanted });
     }
     Ok(())
 }
@@ -307,6 +322,7 @@ pub fn model_config(config: &TrainConfig, manifests: &BTreeMap<String, Snapshot>
         }
     }
     for eval in &config.evals {
+        eval::check_trained(&model, eval)?;
         for (stream, _, n_tokens) in sequences_by_stream(&eval.task().views()[0], &patching) {
             let call = format!("evaluation `{}`, {stream}", eval.name);
             model.check_capacity(Purpose::Embed, &call, 1, n_tokens)?;

@@ -52,8 +52,9 @@ impl<'a> Groups<'a> {
         };
         let group = &mut self.in_order[found];
         let is_new = wording.captions.iter().any(|caption| !group.words.says(caption));
-        let labels = &group.words.wording.labels;
-        let conflict = if !labels.is_empty() && !wording.labels.is_empty() && *labels != wording.labels {
+        let distinct = |labels: &[String]| labels.iter().cloned().collect::<std::collections::BTreeSet<_>>();
+        let [before, now] = [&group.words.wording.labels, &wording.labels].map(|labels| distinct(labels));
+        let conflict = if !before.is_empty() && !now.is_empty() && before != now {
             "another label"
         } else if group.split.is_some() && split.is_some() && group.split != split {
             "another split"

@@ -25,6 +25,7 @@ pub(super) struct TableListing {
     media: MediaRoot,
     /// Some row says its split, so all must.
     any_split: bool,
+    label_separator: Option<String>,
 }
 
 impl TableListing {
@@ -59,7 +60,8 @@ impl TableListing {
             }
         }
         let spool = rows.spool.close(rows.n_rows, config.unit_records)?;
-        Ok(Self { tables, spool, media, any_split: needs_split && rows.any_split })
+        let (any_split, label_separator) = (needs_split && rows.any_split, corpus.label_separator.clone());
+        Ok(Self { tables, spool, media, any_split, label_separator })
     }
 
     /// Changes when a row of the unit does, or a file of this machine that it names.
@@ -79,7 +81,9 @@ impl TableListing {
     pub(super) fn read(&self, unit: usize, depth: Depth) -> Result<Found, IngestError> {
         let mut groups = Groups::new(&self.tables);
         self.spool.read(unit, &mut |piece, _| match piece {
-            Piece::Row { table, row, key, target, wording, split } => {
+            Piece::Row { table, row, key, target, mut wording, split } => {
+                // Before rows of one record are compared.
+                self.label_separator.iter().for_each(|separator| wording.split_labels(separator));
                 groups.take((table, row), Row { target, key, wording, split });
             }
             Piece::Lost { table, row, key, reason, detail } => groups.reject((table, row), key, (reason, detail)),

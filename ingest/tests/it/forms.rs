@@ -217,6 +217,21 @@ fn a_text_of_several_labels_is_cut_at_the_separator() {
 }
 
 #[test]
+fn rows_of_one_record_may_list_its_labels_in_any_order() {
+    let world = World::new();
+    world.put("m/0.wav", wav(0));
+    world.put("m/t.csv", "path,label,caption\n0.wav,Dog;Bell,one\n0.wav,Bell; Dog;Bell,two\n0.wav,Dog,three\n");
+    let config = "max_reject_share = 0.5\n[[ingest.corpus]]\nname = \"m\"\nkind = \"audio-text\"\npath = \"m/t.csv\"\n\
+                  label_separator = \";\"\n";
+    world.ingest(config).unwrap();
+    let rows = world.rows("m");
+    assert_eq!(labels_of(&rows), [("0", Some("Dog"), Some(1), Some(vec!["Dog", "Bell"]), Some(vec![1, 0]))]);
+    assert_eq!(rows[0].captions, ["one", "two"]);
+    let other = "t.csv 4: `0.wav` stood in line 2 with another label".to_owned();
+    assert_eq!(world.rejects("m"), [(RejectReason::DuplicateKey, other)]);
+}
+
+#[test]
 fn a_list_of_labels_in_json_is_several_labels_of_the_class_list() {
     let world = World::new();
     (0..6).for_each(|i| world.put(&format!("j/{i}.wav"), wav(i)));

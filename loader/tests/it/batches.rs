@@ -316,15 +316,8 @@ fn evaluation_sees_every_row_once_in_order_with_all_its_captions() {
     for (corpus, task_idx, modalities, n_rows) in cases {
         let batches = |settings: &LoaderSettings| {
             let spec = EvalSpec {
-                corpus,
-                split: "train",
-                modalities,
-                view: &mixture.tasks()[task_idx].views()[0],
-                patching: mixture.patching(),
-                spectrogram: mixture.spectrogram(),
-                working_side: None,
                 n: 4,
-                n_windows: 1,
+                ..EvalSpec::new(corpus, "train", modalities, &mixture.tasks()[task_idx].views()[0], &mixture)
             };
             EvalLoader::open(&store, &spec, settings).unwrap().map(Result::unwrap).collect::<Vec<_>>()
         };

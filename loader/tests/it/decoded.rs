@@ -55,17 +55,7 @@ fn evaluation_shows_the_centre_of_each_picture() {
     let (_dir, store) = three_corpora();
     let mixture = mixture(MIXTURE);
     let view = &mixture.tasks()[1].views()[0];
-    let spec = EvalSpec {
-        corpus: "photos",
-        split: "test",
-        modalities: &[Modality::Image],
-        view,
-        patching: mixture.patching(),
-        spectrogram: mixture.spectrogram(),
-        working_side: None,
-        n: 64,
-        n_windows: 1,
-    };
+    let spec = EvalSpec { n: 64, ..EvalSpec::new("photos", "test", &[Modality::Image], view, &mixture) };
     let batch = EvalLoader::open(&store, &spec, &LoaderSettings::default()).unwrap().next().unwrap().unwrap();
     assert_eq!(batch.rows.len(), 11);
     for (i, pixels) in batch.batch.vision.unwrap().pixels.chunks(16 * 16 * 3).enumerate() {
@@ -118,15 +108,9 @@ fn windows_of_an_evaluation_are_spaced_evenly_and_follow_each_other() {
     Corpus::new("clips", RecordKind::VideoText).write(&store, &rows, 1);
     let mixture = mixture(MIXTURE);
     let spec = EvalSpec {
-        corpus: "clips",
-        split: "train",
-        modalities: &[Modality::Video],
-        view: &mixture.tasks()[3].views()[0],
-        patching: mixture.patching(),
-        spectrogram: mixture.spectrogram(),
-        working_side: None,
         n: 2,
         n_windows: 3,
+        ..EvalSpec::new("clips", "train", &[Modality::Video], &mixture.tasks()[3].views()[0], &mixture)
     };
     let batches: Vec<_> =
         EvalLoader::open(&store, &spec, &LoaderSettings::default()).unwrap().map(Result::unwrap).collect();
@@ -149,17 +133,7 @@ fn sounds_of_any_rate_keep_their_pitch() {
     let (_dir, store) = three_corpora();
     let mixture = mixture(MIXTURE);
     let view = &mixture.tasks()[2].views()[0];
-    let spec = EvalSpec {
-        corpus: "sounds",
-        split: "test",
-        modalities: &[Modality::Audio],
-        view,
-        patching: mixture.patching(),
-        spectrogram: mixture.spectrogram(),
-        working_side: None,
-        n: 64,
-        n_windows: 1,
-    };
+    let spec = EvalSpec { n: 64, ..EvalSpec::new("sounds", "test", &[Modality::Audio], view, &mixture) };
     let batch = EvalLoader::open(&store, &spec, &LoaderSettings::default()).unwrap().next().unwrap().unwrap();
     let audio = batch.batch.audio.unwrap();
     let loudest = |frame: &[f32]| (0..32).max_by(|&a, &b| frame[a].total_cmp(&frame[b])).unwrap();
@@ -185,15 +159,8 @@ fn a_waveform_is_the_sound_itself_in_the_middle_of_its_frame() {
     let (_dir, store) = three_corpora();
     let mixture = mixture(&of_waveforms());
     let spec = EvalSpec {
-        corpus: "sounds",
-        split: "test",
-        modalities: &[Modality::Audio],
-        view: &mixture.tasks()[2].views()[0],
-        patching: mixture.patching(),
-        spectrogram: mixture.spectrogram(),
-        working_side: None,
         n: 64,
-        n_windows: 1,
+        ..EvalSpec::new("sounds", "test", &[Modality::Audio], &mixture.tasks()[2].views()[0], &mixture)
     };
     let batch = EvalLoader::open(&store, &spec, &LoaderSettings::default()).unwrap().next().unwrap().unwrap().batch;
     let audio = batch.audio.unwrap();

@@ -99,15 +99,8 @@ fn evaluation_leaves_no_undecodable_record_out() {
     let (_dir, store) = photos(&[9]);
     let mixture = mixture(&only(0));
     let spec = EvalSpec {
-        corpus: "photos",
-        split: "train",
-        modalities: &[Modality::Image],
-        view: &mixture.tasks()[0].views()[0],
-        patching: mixture.patching(),
-        spectrogram: mixture.spectrogram(),
-        working_side: None,
         n: 4,
-        n_windows: 1,
+        ..EvalSpec::new("photos", "train", &[Modality::Image], &mixture.tasks()[0].views()[0], &mixture)
     };
     let all: Vec<_> = EvalLoader::open(&store, &spec, &LoaderSettings::default()).unwrap().collect();
     assert_eq!(all.len(), 3, "two batches before row 9, then the error");

@@ -267,15 +267,8 @@ fn a_second_epoch_asks_the_store_for_nothing() {
     // Evaluation reads through it too.
     let mixture = mixture(MIXTURE);
     let spec = EvalSpec {
-        corpus: "photos",
-        split: "train",
-        modalities: &[Modality::Image],
-        view: &mixture.tasks()[0].views()[0],
-        patching: mixture.patching(),
-        spectrogram: mixture.spectrogram(),
-        working_side: None,
         n: 4,
-        n_windows: 1,
+        ..EvalSpec::new("photos", "train", &[Modality::Image], &mixture.tasks()[0].views()[0], &mixture)
     };
     assert!(EvalLoader::open(&store, &spec, &settings).unwrap().all(|batch| batch.is_ok()));
     assert_eq!(asked(&server), []);

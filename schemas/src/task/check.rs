@@ -256,6 +256,18 @@ fn check_view(
     rules.hold((0.0..1.0).contains(&raw.drop_rate), &key("drop_rate"), raw.drop_rate, "at least 0 and below 1")?;
     rules.hold(raw.weight.is_finite() && raw.weight > 0.0, &key("weight"), raw.weight, "a number above 0")?;
     rules.hold(raw.stride > 0, &key("stride"), raw.stride, "at least 1")?;
+    // More than any medium has, and little enough that sizes of batches are numbers.
+    for (name, size, most) in [
+        ("frames", raw.frames, 1 << 16),
+        ("height", raw.height, 1 << 16),
+        ("width", raw.width, 1 << 16),
+        ("spectrogram_frames", frames, 1 << 20),
+        ("waveform_samples", samples, 1 << 28),
+        ("text_tokens", raw.text_tokens, 1 << 16),
+    ] {
+        let found = size.unwrap_or(0);
+        rules.hold(found <= most, &key(name), found, &format!("at most {most}"))?;
+    }
     let bags = has(Modality::Text) && task.objective.has_nce();
     let rule = if bags { "at least 1" } else { "absent, because the task does not pair media with text" };
     rules.hold(raw.captions == 1 || (bags && raw.captions > 0), &key("captions"), raw.captions, rule)?;
@@ -406,6 +418,7 @@ mod tests {
             ("[\"image\", \"text\"]", "[\"image\"]", "at least two under `nce`"),
             ("token_budget = 800", "token_budget = 800\nweight = -1.0", "`weight` is -1, must be a number above 0"),
             ("drop_rate = 0.5", "drop_rate = 1.0", "below 1"),
+            ("height = 64", "height = 34359738368", "`views[0].height` is 34359738368, must be at most 65536"),
             ("drop_rate = 0.5", "frames = 8", "must be absent, because the task has no video"),
             ("\"nce\"", "[\"softmax\", \"sigmoid\"]", "`objective` is [softmax, sigmoid], must be `nce`, one of"),
             ("\"nce\"", "[]", "`objective` is [], must be"),

@@ -13,7 +13,7 @@ use super::{rank, top_k};
 pub struct Classified {
     pub top1: f64,
     pub top5: f64,
-    /// 1 / `n_classes`.
+    /// Top-1 of who picks any of the classes: 1 / `n_classes` where each example has one label among them.
     pub chance: f64,
     pub n_classes: usize,
     /// The most frequent first.
@@ -38,11 +38,13 @@ impl Classified {
         let is_of = |labels: &[u32], i: usize| labels.contains(&(classes[i] as u32));
         let ranks: Vec<usize> = rows().zip(labels).map(|(row, labels)| rank(row, &|i| is_of(labels, i))).collect();
         let said: Vec<usize> = rows().map(|row| top_k(row, 1).first().map_or(0, |&i| classes[i])).collect();
+        let n_right = |labels: &Vec<u32>| (0..classes.len()).filter(|&i| is_of(labels, i)).count() as f64;
+        let chance = labels.iter().map(n_right).sum::<f64>() / (labels.len() * classes.len()).max(1) as f64;
         let share = |k: usize| ranks.iter().filter(|&&r| r < k).count() as f64 / ranks.len().max(1) as f64;
         Self {
             top1: share(1),
             top5: share(5),
-            chance: 1.0 / classes.len() as f64,
+            chance,
             n_classes: classes.len(),
             confusions: confusions(labels, &said, names),
         }
@@ -93,6 +95,9 @@ mod tests {
         let scores = [0.9, 0.1, 0.2, 0.8, 0.6, 0.4];
         let got = Classified::of(&scores, &[3, 0], &[vec![3], vec![1, 0], vec![0]], &names);
         assert_eq!((got.top1, got.top5, got.chance, got.n_classes), (2.0 / 3.0, 1.0, 0.5, 2));
+        // Two of the three classes are right for the first example, one for the second.
+        let both = Classified::of(&[0.0; 6], &[0, 1, 2], &[vec![0, 2], vec![1]], &names);
+        assert_eq!(both.chance, 0.5);
         let told: Vec<_> = got.confusions.iter().map(|c| (c.class.as_str(), c.taken_for.as_str(), c.n)).collect();
         assert_eq!(told, [("cat", "emu", 1)]);
     }

@@ -120,15 +120,15 @@ impl<'a, D: Backend> Embedder<'a, D> {
             if batch.window_idx > 0 {
                 continue;
             }
-            let of_batch = batch.batch.labels.unwrap_or_else(|| vec![Vec::new(); batch.keys.len()]);
-            check_labels(eval, &of_batch, &batch.keys)?;
-            labels.extend(of_batch);
+            check_labels(eval, &batch.labels, &batch.keys)?;
+            labels.extend(batch.labels);
         }
         if labels.is_empty() {
             let found = format!("split `{split}` of corpus `{}` gives no example", eval.task().corpora()[0]);
             let wanted = "at least one record with what it embeds";
             return Err(EvalError::Corpus { name: eval.name.clone(), found, wanted });
         }
+        check_finite(eval, &values)?;
         Ok(Features { width: values.len() / labels.len(), values, labels, classes })
     }
 
@@ -169,7 +169,7 @@ impl<'a, D: Backend> Embedder<'a, D> {
             if batch.window_idx > 0 {
                 continue;
             }
-            items.labels.extend(batch.batch.labels.unwrap_or_else(|| vec![Vec::new(); batch.keys.len()]));
+            items.labels.extend(batch.labels);
             items.captions.extend(batch.captions);
             items.keys.extend(batch.keys);
             items.rows.extend(batch.rows);
@@ -179,9 +179,12 @@ impl<'a, D: Backend> Embedder<'a, D> {
             let wanted = "at least one record with what it embeds";
             return Err(EvalError::Corpus { name: eval.name.clone(), found, wanted });
         }
-        if eval.n_windows > 1 {
-            let n = items.n();
-            items.media.iter_mut().for_each(|(_, means)| normalise(means, n));
+        let n = items.n();
+        for (_, vectors) in &mut items.media {
+            check_finite(eval, vectors)?;
+            if eval.n_windows > 1 {
+                normalise(vectors, n);
+            }
         }
         Ok(items)
     }
@@ -240,16 +243,31 @@ pub fn spec_of(eval: &Eval) -> EvalSpec<'_> {
     let task = eval.task();
     let view = &task.views()[0];
     EvalSpec {
-        corpus: &task.corpora()[0],
-        split: task.split(),
-        modalities: &eval.media,
-        view,
-        patching: eval.mixture().patching(),
-        spectrogram: eval.mixture().spectrogram(),
         working_side: task.working_side(),
-        n: view.n(),
+        n: eval.batch,
         n_windows: eval.n_windows,
+        ..EvalSpec::new(&task.corpora()[0], task.split(), &eval.media, view, eval.mixture())
     }
+}
+
+/// A model that broke in training says so, instead of scores.
+fn check_finite(eval: &Eval, values: &[f32]) -> Result<(), EvalError> {
+    match values.iter().all(|v| v.is_finite()) {
+        true => Ok(()),
+        false => Err(EvalError::NotFinite { name: eval.name.clone() }),
+    }
+}
+
+/// The vector of one example from those of its windows, at unit length.
+pub(crate) fn mean_of_windows(windows: Vec<Vec<f32>>) -> Vec<f32> {
+    let (mut mean, of) = (Vec::new(), windows.len());
+    for (window_idx, vector) in windows.into_iter().enumerate() {
+        add_window(&mut mean, vector, window_idx, of);
+    }
+    if of > 1 {
+        normalise(&mut mean, 1);
+    }
+    mean
 }
 
 /// Adds to `means` what the window with that index, of `of`, gives of the examples that are last in it; the first window puts them there.

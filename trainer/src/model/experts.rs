@@ -114,6 +114,8 @@ impl RawExperts {
 
 /// Blocks of the release that have experts.
 const RELEASE_BLOCKS: usize = 6;
+/// More than any example has tokens.
+const MOST_SLOTS: usize = 1 << 16;
 /// Fedus et al. 2021, arXiv:2101.03961.
 const SWITCH_BALANCE_WEIGHT: f64 = 0.01;
 
@@ -143,7 +145,7 @@ impl ExpertsConfig {
         hold(z.is_finite() && z >= 0.0, "experts.z_weight", z, || "0 or more".to_owned())?;
         let tokens_choose = raw.router == Router::TokenChoice;
         hold(tokens_choose || raw.top_k.is_none(), "experts.top_k", raw.top_k.unwrap_or(0), || {
-            "absent unless `router = \"token_choice\"`; raise `capacity_factor` where experts choose".to_owned()
+            "absent unless `router = \"token_choice\"`".to_owned()
         })?;
         hold(raw.router == Router::Soft || raw.slots.is_none(), "experts.slots", raw.slots.unwrap_or(0), || {
             "absent unless `router = \"soft\"`; an expert's capacity follows from `capacity_factor`".to_owned()
@@ -152,7 +154,9 @@ impl ExpertsConfig {
             Router::ExpertChoice => (Choice::Experts, 0.0),
             Router::Soft => {
                 let n_slots = raw.slots.unwrap_or(1);
-                hold(n_slots > 0, "experts.slots", n_slots, || "at least 1".to_owned())?;
+                hold((1..=MOST_SLOTS).contains(&n_slots), "experts.slots", n_slots, || {
+                    format!("at least 1 and at most {MOST_SLOTS}")
+                })?;
                 let usual = RawExperts::of(raw.n);
                 for (key, found, holds) in [
                     ("experts.balance_weight", raw.balance_weight.unwrap_or(0.0), raw.balance_weight.is_none()),
