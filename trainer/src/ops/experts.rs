@@ -12,7 +12,7 @@
 
 pub mod choose;
 mod host;
-pub(super) mod soft;
+pub mod soft;
 
 use dfdx::prelude::*;
 
