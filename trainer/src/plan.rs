@@ -157,8 +157,14 @@ impl Keeping {
         let call = |&(stream, n, n_tokens): &(_, usize, usize)| {
             n as f64 * (bytes(n_tokens) + beside(stream, n_tokens)) + weights
         };
-        let process = if self.on_cpu { PROCESS_MIB } else { 0.0 };
-        calls.iter().map(call).sum::<f64>() / MIB + process
+        let kept = calls.iter().map(call).sum::<f64>() / MIB;
+        if !self.on_cpu {
+            return kept;
+        }
+        // On the way back through the last block of the largest call: both sides of its kernels' gradients, in place of what it kept.
+        let (d, f) = (model.width() as f64, model.ffn_width() as f64);
+        let through = |&(_, n, n_tokens): &(_, usize, usize)| 4.0 * (n * n_tokens) as f64 * (3.0 * d + f) / MIB;
+        kept + calls.iter().map(through).fold(0.0, f64::max) + PROCESS_MIB
     }
 }
 
