@@ -26,17 +26,13 @@ pub fn settle() {
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
 pub fn settle() {}
 
-/// Blocks up to this size come from the heap, larger ones are mapped one by one; glibc's greatest value.
-#[cfg(all(target_os = "linux", target_env = "gnu"))]
-const MAPPED_FROM: std::ffi::c_int = 32 << 20;
-
-/// For a program that makes the same large blocks in every step, after [`settle`]: what is given back stays for the next step, blocks above 32 MiB
-/// excepted. glibc would unmap it, each page would be cleared anew, and every unmapping stops all threads: a third of a training step.
+/// For a program that makes the same large blocks in every step, after [`settle`]: what is given back stays for the next step.
+/// glibc would unmap it, each page would be cleared anew, and every unmapping stops all threads: a third of a training step.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 pub fn keep() {
     // SAFETY: as above.
     unsafe {
-        libc::mallopt(libc::M_MMAP_THRESHOLD, MAPPED_FROM);
+        libc::mallopt(libc::M_MMAP_MAX, 0);
         libc::mallopt(libc::M_TRIM_THRESHOLD, std::ffi::c_int::MAX);
     }
 }

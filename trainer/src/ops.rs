@@ -23,6 +23,7 @@ pub mod linear;
 pub mod nce;
 pub mod pool;
 pub mod positions;
+pub mod product;
 pub mod simd;
 #[cfg(test)]
 mod slopes;
@@ -40,6 +41,7 @@ pub use layer_norm::Norm;
 pub use linear::{InputGrad, Linear};
 pub use nce::TemperatureForm;
 pub use positions::Positions;
+pub use product::Packs;
 
 use crate::optim::AdamWStep;
 

@@ -146,17 +146,14 @@ impl Keeping {
             true => model.kept_inputs_bytes(n_tokens),
             false => model.kept_bytes(n_tokens, self.precision),
         };
-        // On the CPU each call has the blocks' weights beside it until its way back, and its values as f32 with what is around the
-        // encoder. What stock ops keep on CUDA in f32 is not told.
+        // On the CPU each call has its values as f32 beside it, with what is around the encoder. What stock ops keep on CUDA in f32 is not
+        // told.
         let beside = |stream, n_tokens: usize| {
             4.0 * n_tokens as f64
                 * (n_values(model, stream) + 4 * model.width()) as f64
                 * f64::from(u8::from(self.on_cpu))
         };
-        let weights = if self.on_cpu { model.block_bytes() } else { 0.0 };
-        let call = |&(stream, n, n_tokens): &(_, usize, usize)| {
-            n as f64 * (bytes(n_tokens) + beside(stream, n_tokens)) + weights
-        };
+        let call = |&(stream, n, n_tokens): &(_, usize, usize)| n as f64 * (bytes(n_tokens) + beside(stream, n_tokens));
         let kept = calls.iter().map(call).sum::<f64>() / MIB;
         if !self.on_cpu {
             return kept;
@@ -164,7 +161,7 @@ impl Keeping {
         // On the way back through the last block of the largest call: both sides of its kernels' gradients, in place of what it kept.
         let (d, f) = (model.width() as f64, model.ffn_width() as f64);
         let through = |&(_, n, n_tokens): &(_, usize, usize)| 4.0 * (n * n_tokens) as f64 * (3.0 * d + f) / MIB;
-        kept + calls.iter().map(through).fold(0.0, f64::max) + PROCESS_MIB
+        kept + calls.iter().map(through).fold(0.0, f64::max) + model.packed_bytes() / MIB + PROCESS_MIB
     }
 }
 
@@ -206,11 +203,12 @@ fn step_flops(model: &ModelConfig, nce: bool, n: usize, sequences: &[(Stream, us
 }
 
 impl ModelConfig {
-    /// Bytes of the blocks' kernels, without experts, in f32.
-    fn block_bytes(&self) -> f64 {
+    /// Bytes of the blocks' kernels, which the CPU packs once a step for all calls; those of soft experts, whose ops are stock, are not.
+    fn packed_bytes(&self) -> f64 {
         let (d, f, depth) = (self.width() as f64, self.ffn_width() as f64, self.depth() as f64);
         let sparse = self.experts().map_or(0.0, |e| e.n_blocks() as f64);
-        4.0 * (depth * 4.0 * d * d + (depth - sparse) * 2.0 * d * f)
+        let experts = self.experts().filter(|e| e.slots().is_none()).map_or(0.0, |e| e.n() as f64);
+        4.0 * (depth * 4.0 * d * d + (depth - sparse + sparse * experts) * 2.0 * d * f)
     }
 
     /// As [`Self::kept_bytes`], where only inputs are kept: those of all blocks, all of one block, made again, what its kernels' gradients

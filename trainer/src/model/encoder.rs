@@ -2,6 +2,9 @@
 //!
 //! In: tokens of one stream. Out: one feature vector per example. Never: another stream's tokens in the same call.
 
+use std::cell::OnceCell;
+use std::rc::Rc;
+
 use dfdx::prelude::Tape;
 use imp_schemas::batch::{AudioBatch, TextBatch, VisionBatch};
 
@@ -9,8 +12,8 @@ use super::experts::Purpose;
 use super::parameters::layer_name;
 use super::{Imp, ModelConfig, ModelError, Stream, device};
 use crate::ops::{
-    Backend, Block, Encoder, Experts, FeedForward, Flat, InputGrad, Layer, Linear, Mask, Norm, Routing, RoutingStats,
-    Rows, Scalar, Tokens,
+    Backend, Block, Encoder, Experts, FeedForward, Flat, InputGrad, Layer, Linear, Mask, Norm, Packs, Routing,
+    RoutingStats, Rows, Scalar, Tokens,
 };
 
 /// What the encoder is called for, and what its routers say besides.
@@ -20,12 +23,19 @@ pub(super) struct Call<D: Backend> {
     /// Weighted, to be added to the objective; their tapes are those of the tokens.
     pub router_losses: Vec<Scalar<D>>,
     pub stats: Vec<RoutingStats>,
+    /// Of the encoder, once for all streams and parts of a step.
+    layers: Rc<OnceCell<Vec<Layer<D>>>>,
 }
 
 impl<D: Backend> Call<D> {
     pub fn new(config: &ModelConfig, purpose: Purpose) -> Self {
         let routing = config.experts.as_ref().map(|experts| experts.routing(purpose));
-        Self { routing, router_losses: Vec::new(), stats: Vec::new() }
+        Self { routing, router_losses: Vec::new(), stats: Vec::new(), layers: Rc::default() }
+    }
+
+    /// The same for other examples of the step: the parameters have to be the same.
+    pub fn again(&self) -> Self {
+        Self { routing: self.routing, router_losses: Vec::new(), stats: Vec::new(), layers: self.layers.clone() }
     }
 }
 
@@ -73,15 +83,22 @@ impl<D: Backend> Imp<D> {
         mask: Option<&Mask>,
         call: &mut Call<D>,
     ) -> Result<Tokens<D, T>, ModelError> {
-        let layer = |i| {
-            let sparse = call.routing.is_some() && self.config.is_sparse(i);
-            let experts = if sparse { Some(self.experts(i)?) } else { None };
-            Ok(Layer { block: self.block(i, !sparse)?, experts })
+        let of_step = call.layers.clone();
+        let layers = match of_step.get() {
+            Some(layers) => layers,
+            None => {
+                let layer = |i| {
+                    let sparse = call.routing.is_some() && self.config.is_sparse(i);
+                    let experts = if sparse { Some(self.experts(i)?) } else { None };
+                    Ok(Layer { block: self.block(i, !sparse)?, experts })
+                };
+                let layers = (0..self.config.depth).map(layer).collect::<Result<Vec<_>, ModelError>>()?;
+                of_step.get_or_init(|| layers)
+            }
         };
-        let layers = (0..self.config.depth).map(layer).collect::<Result<Vec<_>, ModelError>>()?;
         let final_norm = self.norm("encoder/final_norm", true)?;
         let (n_heads, routing) = (self.config.heads, call.routing.as_ref());
-        let encoder = Encoder { layers: &layers, final_norm: &final_norm, n_heads, mask, keep: self.keep, routing };
+        let encoder = Encoder { layers, final_norm: &final_norm, n_heads, mask, keep: self.keep, routing };
         let encoded = D::encode(tokens, &encoder).map_err(device)?;
         call.router_losses.extend(encoded.router_losses);
         call.stats.extend(encoded.stats);
@@ -122,6 +139,7 @@ impl<D: Backend> Imp<D> {
                 .transpose()?,
             wi: flat("moe/experts/wi/kernel")?,
             wo: flat("moe/experts/wo/kernel")?,
+            packs: Packs::default(),
         })
     }
 
@@ -148,6 +166,7 @@ impl<D: Backend> Imp<D> {
             o: flat("attn/o/kernel")?,
             qk_norm,
             ffn,
+            packs: Packs::default(),
         })
     }
 

@@ -10,7 +10,7 @@ use testkit::golden::{Golden, folder};
 use super::tests::tiny;
 use super::*;
 use crate::objective;
-use crate::ops::{self, Backend, Block, FeedForward, Flat, Linear, Mask, Norm, Positions, TemperatureForm, nce};
+use crate::ops::{self, Backend, Block, FeedForward, Flat, Linear, Mask, Norm, Packs, Positions, TemperatureForm, nce};
 use crate::optim::{AdamW, AdamWSettings, Moments};
 use crate::schedule::{RawSchedule, Schedule};
 
@@ -80,6 +80,7 @@ fn block(golden: &Golden, at: &str, qk_norm: bool) -> Block<Cpu> {
             wi: get("ffn/wi/kernel"),
             wo: get("ffn/wo/kernel"),
         }),
+        packs: Packs::default(),
     }
 }
 
@@ -145,6 +146,7 @@ fn attention_is_the_references_also_in_fully_masked_rows() {
             o: get("o/kernel"),
             qk_norm: qk_norm.then(|| (get("q_norm/scale"), get("k_norm/scale"))),
             ffn: None,
+            packs: Packs::default(),
         };
         let mask = mask(&golden, &at("mask"));
         type Form = fn(

@@ -36,9 +36,10 @@ impl<D: Backend> Imp<D> {
         if goal.nce {
             self.nce_in_parts(goal, batch, &parts, &mut sum)?;
         } else {
+            let step = Call::new(&self.config, Purpose::Train);
             for range in &parts {
                 let share = range.len() as f32 / n as f32;
-                let mut call = Call::new(&self.config, Purpose::Train);
+                let mut call = step.again();
                 let loss = self.objective::<OwnedTape<f32, D>>(goal, &part(batch, range), &mut call)?;
                 sum.value += share * scalar_value(&loss);
                 self.add(loss.try_mul(share).map_err(device)?, &mut sum)?;
@@ -83,8 +84,9 @@ impl<D: Backend> Imp<D> {
         sum: &mut Sum<D>,
     ) -> Result<(), ModelError> {
         let mut whole: Vec<PairVectors<Vec<f32>>> = Vec::new();
+        let step = Call::new(&self.config, Purpose::Train);
         for range in parts {
-            let mut call = Call::new(&self.config, Purpose::Train);
+            let mut call = step.again();
             let (pooled, mut tape) = self.pooled_streams::<NoneTape>(&part(batch, range), &mut call)?;
             let pairs = self.pairs_of(&pooled, &mut tape)?;
             for (i, pair) in pairs.into_iter().enumerate() {
@@ -121,7 +123,7 @@ impl<D: Backend> Imp<D> {
         // Once more, part by part: the product with those gradients has the gradients of the whole.
         for range in parts {
             let share = range.len() as f32 / batch.n() as f32;
-            let mut call = Call::new(&self.config, Purpose::Train);
+            let mut call = step.again();
             let part = part(batch, range);
             let (pooled, mut tape) = self.pooled_streams::<OwnedTape<f32, D>>(&part, &mut call)?;
             let pairs = self.pairs_of(&pooled, &mut tape)?;

@@ -13,7 +13,7 @@ mod chunk;
 
 use dfdx::prelude::*;
 
-use super::host::{KernelGrad, Mat};
+use super::product::{self, KernelGrad, Mat, Packs, Way};
 use super::{Flat, Tokens, host, simd};
 use chunk::{Kept, Sizes, Through, Weights};
 
@@ -42,6 +42,7 @@ pub struct Block<D: Storage<f32>> {
     pub qk_norm: Option<(Flat<D>, Flat<D>)>,
     /// `None` where experts follow, in an op of their own: they see tokens of the whole call.
     pub ffn: Option<FeedForward<D>>,
+    pub packs: Packs,
 }
 
 /// The second half of a block; kernels are (in, out).
@@ -175,7 +176,7 @@ fn cross<T: Tape<f32, Cpu>>(
     let dev = x.device().clone();
     let chunks = host::chunk_sizes(n, n_tokens);
     let sizes = Sizes { n_tokens, width, n_heads };
-    let weights = host::run(layers.iter().collect(), |layer| Weights::new(layer, width));
+    let weights: Vec<_> = layers.iter().map(|layer| Weights::new(layer, width, Way::Forward)).collect();
     // A mask without padding costs nothing.
     let valid = mask.filter(|m| m.valid.contains(&false)).map(|m| m.valid.clone()).unwrap_or_default();
     let mut y = host::values(&x);
@@ -200,13 +201,14 @@ fn cross<T: Tape<f32, Cpu>>(
     let (x_ghost, y_ghost, layers) = (x.ghost(), y.ghost(), layers.to_vec());
     tape.add_backward_op(move |grads| {
         let mut dy = std::mem::replace(grads.get_or_alloc_mut(&y_ghost)?, dev.try_alloc_len(0)?);
-        for (layer, mut w) in layers.iter().zip(weights).rev() {
+        for layer in layers.iter().rev() {
             let mut of_block: Vec<Kept> = kept.iter_mut().map(|of_chunk| of_chunk.pop().unwrap_or_default()).collect();
             if keep == Keep::Inputs {
                 let again = of_block.into_iter().map(Kept::into_input).collect();
+                let w = Weights::new(layer, width, Way::Forward);
                 of_block = host::run(again, |(mut x, valid)| forward(&mut x, &valid, &w, &sizes));
             }
-            w.transpose();
+            let w = Weights::new(layer, width, Way::Back);
             let jobs = host::split_mut(&mut dy, &chunks, per_example).into_iter().zip(of_block).collect();
             let through = host::run(jobs, |(dy, kept): (&mut [f32], Kept)| backward(dy, kept, &w, &sizes));
             add_kernel_grads(layer, &through, grads, width)?;
@@ -264,7 +266,7 @@ fn add_kernel_grads(
         });
         KernelGrad { into, n_out, parts: parts.collect() }
     });
-    host::add_kernel_grads(jobs.collect());
+    product::add_kernel_grads(jobs.collect());
     for (Kernel { kernel, .. }, sum) in kernels.into_iter().zip(sums) {
         *grads.get_or_alloc_mut(kernel)? = sum;
     }
@@ -292,7 +294,7 @@ pub(crate) fn attention_weights(x: &Tokens<Cpu>, mask: Option<&Mask>, layer: &Bl
     let (_, n_tokens, width) = *x.shape();
     let sizes = Sizes { n_tokens, width, n_heads };
     let valid = mask.map(|m| m.valid.clone()).unwrap_or_default();
-    chunk::attention_weights(&host::values(x), &valid, &Weights::new(layer, width), &sizes)
+    chunk::attention_weights(&host::values(x), &valid, &Weights::new(layer, width, Way::Forward), &sizes)
 }
 
 /// `valid` at the chunks' borders; empty slices if it is empty.

@@ -16,7 +16,7 @@ pub mod soft;
 
 use dfdx::prelude::*;
 
-use super::{Flat, Norm, Scalar, Tokens, layer_norm};
+use super::{Flat, Norm, Packs, Scalar, Tokens, layer_norm};
 use choose::{Assignment, assign};
 pub use choose::{Choice, Groups};
 pub(super) use host::fused;
@@ -36,6 +36,7 @@ pub struct Experts<D: Storage<f32>> {
     pub wi: Flat<D>,
     /// `[experts, hidden, width]`
     pub wo: Flat<D>,
+    pub packs: Packs,
 }
 
 /// How tokens find experts.

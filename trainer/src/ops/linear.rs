@@ -4,8 +4,10 @@
 
 use dfdx::prelude::*;
 
-use super::host::{self, Dst, KernelGrad, Mat, MatMut, product};
-use super::{Flat, Rows, simd};
+use super::product::{
+    Dst, KernelGrad, Mat, MatMut, Packed, Way, add_kernel_grads, packed_product, product_of_few_rows,
+};
+use super::{Flat, Rows, host, simd};
 
 /// Whether anything upstream wants the gradient of the input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,36 +41,52 @@ pub fn stock<D: Device<f32>, T: Tape<f32, D>>(x: Rows<D, T>, layer: &Linear<D>) 
     if layer.gelu { y.try_fast_gelu() } else { Ok(y) }
 }
 
-/// The fused form: one crossing, rows in chunks.
+/// Rows below which a kernel is not packed, and threads share its columns instead of the rows: what takes the time then is to read it.
+const FEW_ROWS: usize = 64;
+
+/// `x W`, or `x W^T`.
+fn times(x: &[f32], layer: &Linear<Cpu>, way: Way) -> Vec<f32> {
+    let n_in = layer.kernel.shape().0 / layer.n_out;
+    let (from, to) = if way == Way::Forward { (n_in, layer.n_out) } else { (layer.n_out, n_in) };
+    let n = x.len() / from;
+    let mut y = vec![0.0; n * to];
+    if n < FEW_ROWS {
+        host::with_values(&layer.kernel, |values| {
+            let kernel = way.turn(Mat::new(values, n_in, layer.n_out));
+            product_of_few_rows(MatMut::new(&mut y, n, to), Mat::new(x, n, from), kernel);
+        });
+        return y;
+    }
+    let kernel = host::with_values(&layer.kernel, |values| Packed::new(way.turn(Mat::new(values, n_in, layer.n_out))));
+    let chunks = host::chunk_sizes(n, 1);
+    let jobs = host::split(x, &chunks, from).into_iter().zip(host::split_mut(&mut y, &chunks, to)).collect();
+    host::run(jobs, |(x, y): (&[f32], &mut [f32])| {
+        let rows = x.len() / from;
+        packed_product(MatMut::new(y, rows, to), Dst::Overwrite, Mat::new(x, rows, from), &kernel);
+    });
+    y
+}
+
+/// The fused form: one crossing.
 pub(super) fn fused<T: Tape<f32, Cpu>>(x: Rows<Cpu, T>, layer: &Linear<Cpu>) -> Result<Rows<Cpu, T>, CpuError> {
     let (n, n_in) = *x.shape();
     let (n_out, gelu) = (layer.n_out, layer.gelu);
     let (x, mut tape) = x.split_tape();
     let dev = x.device().clone();
     let x_values = host::values(&x);
-    let kernel = host::values(&layer.kernel);
     let bias = layer.bias.as_ref().map(host::values).unwrap_or_default();
     let chunks = host::chunk_sizes(n, 1);
-    let mut y = vec![0.0; n * n_out];
+    let mut y = times(&x_values, layer, Way::Forward);
     // What GELU was applied to; only the backward pass reads it.
-    let mut before = if gelu { vec![0.0; n * n_out] } else { Vec::new() };
-    let before_chunks =
-        if gelu { host::split_mut(&mut before, &chunks, n_out) } else { chunks.iter().map(|_| &mut [][..]).collect() };
-    let jobs = chunks
-        .iter()
-        .zip(host::split(&x_values, &chunks, n_in))
-        .zip(host::split_mut(&mut y, &chunks, n_out))
-        .zip(before_chunks)
-        .map(|(((&rows, x), y), before)| (rows, x, y, before))
-        .collect();
-    host::run(jobs, |(rows, x, y, before): (usize, &[f32], &mut [f32], &mut [f32])| {
-        let (x, w) = (Mat::new(x, rows, n_in), Mat::new(&kernel, n_in, n_out));
-        let to: &mut [f32] = if gelu { before } else { y };
-        product(MatMut::new(to, rows, n_out), Dst::Overwrite, 1.0, x, w);
+    let mut before = vec![0.0; if gelu { n * n_out } else { 0 }];
+    let before_chunks = host::split_mut(&mut before, &chunks, if gelu { n_out } else { 0 });
+    let jobs = host::split_mut(&mut y, &chunks, n_out).into_iter().zip(before_chunks).collect();
+    host::run(jobs, |(y, before): (&mut [f32], &mut [f32])| {
         if !bias.is_empty() {
-            simd::add_to_rows(to, &bias);
+            simd::add_to_rows(y, &bias);
         }
         if gelu {
+            before.copy_from_slice(y);
             simd::gelu(before, y);
         }
     });
@@ -78,56 +96,35 @@ pub(super) fn fused<T: Tape<f32, Cpu>>(x: Rows<Cpu, T>, layer: &Linear<Cpu>) -> 
     }
     let (x_ghost, y_ghost, layer) = (x.ghost(), y.ghost(), layer.clone());
     tape.add_backward_op(move |grads| {
-        let dy = std::mem::replace(grads.get_or_alloc_mut(&y_ghost)?, dev.try_alloc_len(0)?);
-        let want_dx = layer.input_grad == InputGrad::Wanted;
-        let mut dx = if want_dx { vec![0.0; n * n_in] } else { Vec::new() };
-        let dx_chunks = if want_dx {
-            host::split_mut(&mut dx, &chunks, n_in)
-        } else {
-            chunks.iter().map(|_| &mut [][..]).collect()
-        };
-        let before_chunks =
-            if gelu { host::split(&before, &chunks, n_out) } else { chunks.iter().map(|_| &[][..]).collect() };
-        let jobs: Vec<_> = chunks
-            .iter()
-            .zip(host::split(&dy, &chunks, n_out))
-            .zip(dx_chunks)
-            .zip(before_chunks)
-            .map(|(((&rows, dy), dx), before)| (rows, dy, dx, before))
-            .collect();
-        // What `W` gave, and the bias's gradient, by chunk.
-        let through = host::run(jobs, |(rows, dy, dx, before): (usize, &[f32], &mut [f32], &[f32])| {
-            let mut slope = Vec::new();
+        let mut dy = std::mem::replace(grads.get_or_alloc_mut(&y_ghost)?, dev.try_alloc_len(0)?);
+        let before_chunks = host::split_mut(&mut before, &chunks, if gelu { n_out } else { 0 });
+        let jobs = host::split_mut(&mut dy, &chunks, n_out).into_iter().zip(before_chunks).collect();
+        // `dy` becomes the gradient of what the product gave. The bias's gradient, by chunk.
+        let of_bias = host::run(jobs, |(dy, before): (&mut [f32], &mut [f32])| {
             if gelu {
                 let mut unused = vec![0.0; before.len()];
-                slope = before.to_vec();
-                simd::gelu_with_slope(&mut slope, &mut unused);
-                simd::multiply(&mut slope, dy);
-            }
-            let dy = if gelu { &slope } else { dy };
-            if want_dx {
-                let (dy, w) = (Mat::new(dy, rows, n_out), Mat::new(&kernel, n_in, n_out));
-                product(MatMut::new(dx, rows, n_in), Dst::Overwrite, 1.0, dy, w.t());
+                simd::gelu_with_slope(before, &mut unused);
+                simd::multiply(dy, before);
             }
             let mut db = vec![0.0; if layer.bias.is_some() { n_out } else { 0 }];
             if !db.is_empty() {
                 simd::add_rows_into(&mut db, dy);
             }
-            (slope, db)
+            db
         });
-        if want_dx {
-            simd::add(grads.get_or_alloc_mut(&x_ghost)?, &dx);
+        if layer.input_grad == InputGrad::Wanted {
+            simd::add(grads.get_or_alloc_mut(&x_ghost)?, &times(&dy, &layer, Way::Back));
         }
         let sides = host::split(&x_values, &chunks, n_in).into_iter().zip(host::split(&dy, &chunks, n_out));
-        let parts = sides.zip(&through).map(|((x, dy), (slope, _))| {
-            let (rows, dy) = (x.len() / n_in, if gelu { slope } else { dy });
+        let parts = sides.map(|(x, dy)| {
+            let rows = x.len() / n_in;
             (Mat::new(x, rows, n_in), Mat::new(dy, rows, n_out))
         });
         let into = grads.get_or_alloc_mut(&layer.kernel)?;
-        host::add_kernel_grads(vec![KernelGrad { into, n_out, parts: parts.collect() }]);
+        add_kernel_grads(vec![KernelGrad { into, n_out, parts: parts.collect() }]);
         if let Some(bias) = &layer.bias {
             let into = grads.get_or_alloc_mut(bias)?;
-            through.iter().for_each(|(_, db)| simd::add(into, db));
+            of_bias.iter().for_each(|db| simd::add(into, db));
         }
         Ok(())
     });

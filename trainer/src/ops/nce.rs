@@ -10,7 +10,8 @@
 use dfdx::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::host::{self, Dst, Mat, MatMut, product, values};
+use super::host::{self, values};
+use super::product::{Dst, Mat, MatMut, product};
 use super::{Flat, SMALL, Scalar, Tokens, l2_norm, simd};
 
 /// How a pair's parameter `p` becomes its temperature.

@@ -266,6 +266,7 @@ fn blocks_with_mask_and_normalised_queries_and_keys() {
             o: l[5].clone(),
             qk_norm: Some((l[6].clone(), l[7].clone())),
             ffn: Some(FeedForward { norm: l[8].clone(), wi: l[9].clone(), wo: l[10].clone() }),
+            packs: Packs::default(),
         };
         let mask = Mask { valid: (0..n * t).map(|i| i % t == 0 || rng.chance(0.6)).collect(), n_tokens: t };
         // What comes out at padding goes nowhere. Its gradient would be no slope: in f32 the mask swallows the scores that it is added to.
@@ -300,6 +301,7 @@ fn experts_and_their_routers_losses() {
             router_scale: None,
             wi: l[3].clone(),
             wo: l[4].clone(),
+            packs: Packs::default(),
         };
         let routed = Cpu::experts(l[0].retaped::<Owned>().reshape_like(&(n, t, d)), &layer, &routing).unwrap();
         let to_host: Vec<f32> = w.iter().map(|&w| w as f32).collect();
@@ -334,6 +336,7 @@ fn soft_experts() {
             router_scale: Some(l[3].clone()),
             wi: l[4].clone(),
             wo: l[5].clone(),
+            packs: Packs::default(),
         };
         let x = l[0].retaped::<Owned>().reshape_like(&(n, t, d));
         let routed = experts::soft::layer(x, None, &layer, &routing, n_slots).unwrap();

@@ -71,6 +71,7 @@ fn fused_blocks_are_the_stock_blocks() {
                     wi: normal(rng, d * f, std),
                     wo: normal(rng, f * d, 1.0 / (f as f64).sqrt()),
                 }),
+                packs: Packs::default(),
             }
         };
         // What stands before experts has no feed-forward.
@@ -107,6 +108,7 @@ fn fused_experts_are_the_stock_experts() {
             router: normal(rng, d * e, 1.0 / (d as f64).sqrt()),
             wi: normal(rng, e * d * f, 1.0 / (d as f64).sqrt()),
             wo: normal(rng, e * f * d, 1.0 / (f as f64).sqrt()),
+            packs: Packs::default(),
         };
         let routing = Routing {
             n_experts: e,
@@ -146,6 +148,7 @@ fn a_token_that_no_expert_takes_passes_by_and_the_order_of_examples_changes_noth
             router: normal(rng, d * e, 1.0),
             wi: normal(rng, e * d * f, 0.3),
             wo: normal(rng, e * f * d, 0.3),
+            packs: Packs::default(),
         };
         let routing = Routing {
             n_experts: e,

@@ -5,7 +5,7 @@ use dfdx::prelude::*;
 use super::{Tape, check, flat, read, setting, tokens};
 use crate::ops::experts::choose::capacity;
 use crate::ops::experts::{self, Choice, Groups};
-use crate::ops::{Backend, Experts, Routed, Routing};
+use crate::ops::{Backend, Experts, Packs, Routed, Routing};
 
 type Form = fn(crate::ops::Tokens<Cpu, Tape>, &Experts<Cpu>, &Routing) -> Result<Routed<Cpu, Tape>, CpuError>;
 
@@ -29,6 +29,7 @@ fn experts_are_the_references() {
             router: flat(&golden, &at("param/router/kernel")),
             wi: flat(&golden, &at("param/experts/wi/kernel")),
             wo: flat(&golden, &at("param/experts/wo/kernel")),
+            packs: Packs::default(),
         };
         let n_experts = setting(&golden, &at("cfg/n_experts")) as usize;
         let capacity_factor = decimal(&golden, &at("cfg/capacity_factor"));

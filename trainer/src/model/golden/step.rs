@@ -11,7 +11,7 @@ use crate::model::experts::Purpose;
 use crate::model::{Grads, HostTokens, Imp, ModelConfig, Preset, RawExperts, RawModel, Stream, patches};
 use crate::objective::nce::{Pair, mean_over_pairs};
 use crate::ops::experts::{self, Groups};
-use crate::ops::{Backend, Experts, Mask, Routed, TemperatureForm, Tokens, nce};
+use crate::ops::{Backend, Experts, Mask, Packs, Routed, TemperatureForm, Tokens, nce};
 use crate::optim::{AdamW, AdamWSettings, Moments};
 
 /// The model of a step file; its parameters are loaded by name.
@@ -103,6 +103,7 @@ fn check_blocks(golden: &Golden, model: &Imp<Cpu>, stream: Stream, mut x: Tokens
                 router: flat("moe/router/kernel"),
                 wi: flat("moe/experts/wi/kernel"),
                 wo: flat("moe/experts/wo/kernel"),
+                packs: Packs::default(),
             };
             let (_, probs, chosen) = experts::route(&x, &layer, &routing);
             check(golden, &format!("{stream}/layer_{i}_probs"), &probs);
@@ -178,15 +179,17 @@ fn a_whole_step_is_the_references() {
         }
         check(&golden, "loss", &loss.as_vec());
         let mut grads = loss.backward();
+        let mut gradients = Vec::new();
         for name in model.names() {
             let gradient = grads.get_or_alloc_mut(model.flat(&name).unwrap()).unwrap().to_vec();
             check(&golden, &format!("grad/{}", of_file(&name)), &gradient);
+            gradients.push(gradient);
         }
-        check_update(&golden, &mut model, grads);
+        check_update(&golden, &mut model, grads, &gradients);
     }
 }
 
-fn check_update(golden: &Golden, model: &mut Imp<Cpu>, grads: Gradients<f32, Cpu>) {
+fn check_update(golden: &Golden, model: &mut Imp<Cpu>, grads: Gradients<f32, Cpu>, gradients: &[Vec<f32>]) {
     let cfg = |name: &str| decimal(golden, &format!("cfg/{name}"));
     let settings = AdamWSettings {
         weight_decay: cfg("weight_decay"),
@@ -201,17 +204,29 @@ fn check_update(golden: &Golden, model: &mut Imp<Cpu>, grads: Gradients<f32, Cpu
     let update = optimizer.step(model, Grads(grads), cfg("lr")).unwrap();
     check(golden, "grad_norm", &[update.grad_norm as f32]);
     let clip = (cfg("clip_norm") / update.grad_norm).min(1.0);
-    for name in model.names() {
+    let mut n_left_out = 0;
+    for (name, ours) in model.names().into_iter().zip(gradients) {
         let from = of_file(&name);
         let got = model.tensor(&name).unwrap().1;
-        check(golden, &format!("after/{from}"), &got);
-        // A first step is close to `lr * sign(gradient)`, and badly conditioned only where the gradient comes near epsilon.
-        let (want, gradient) =
-            (golden.f32s(&format!("after/{from}")).unwrap(), golden.f32s(&format!("grad/{from}")).unwrap());
-        for ((&got, &want), &g) in got.iter().zip(want).zip(gradient) {
-            let tolerance = 1e-3 * cfg("lr") + 2.4e-7 * f64::from(want.abs());
-            let close = f64::from((got - want).abs()) <= tolerance;
-            assert!(close || f64::from(g.abs()) * clip < 1e-5, "{name}: {got} {want}, gradient {g}");
+        let of = |what: &str| golden.f32s(&format!("{what}/{from}")).unwrap();
+        let decay = if name.ends_with("/kernel") { cfg("weight_decay") } else { 0.0 };
+        let mut steady = Vec::new();
+        for (i, (&got, &want)) in got.iter().zip(of("after")).enumerate() {
+            // A first step is `lr * g / (|g| + eps)`: where the file's gradient comes near epsilon it magnifies what is within that one's
+            // tolerance, so that the file can say nothing of it. What it makes of our own gradient it says everywhere.
+            let (p, g) = (f64::from(of("param")[i]), f64::from(ours[i]) * clip);
+            let of_ours = p - cfg("lr") * (g / (g.abs() + cfg("eps")) + decay * p);
+            let tolerance = |want: f64| 1e-3 * cfg("lr") + 2.4e-7 * want.abs();
+            assert!((f64::from(got) - of_ours).abs() <= tolerance(of_ours), "{name}[{i}]: {got}, of {g} {of_ours}");
+            let theirs = f64::from(of("grad")[i].abs()) * clip;
+            let close = (f64::from(got) - f64::from(want)).abs() <= tolerance(f64::from(want));
+            assert!(close || theirs < 1e-5, "{name}[{i}]: {got} {want}, gradient {theirs}");
+            let known = theirs == 0.0 || theirs >= 1e-6;
+            steady.push(if known { got } else { want });
         }
+        check(golden, &format!("after/{from}"), &steady);
+        n_left_out += steady.iter().zip(&got).filter(|(a, b)| a != b).count();
     }
+    // The file's README counts 220 of 142,273 gradients near epsilon.
+    assert!(n_left_out <= 220, "{n_left_out} updates were not compared");
 }

@@ -4,7 +4,7 @@
 //! scores. Never: a parameter; all scores of a head at once: queries come [`QUERIES`] at a time, and backward makes the scores again.
 
 use super::chunk::Sizes;
-use crate::ops::host::{Dst, Mat, MatMut, product};
+use crate::ops::product::{Dst, Mat, MatMut, product};
 use crate::ops::simd::{self, Padding};
 
 /// Queries whose scores are there at a time.

@@ -3,11 +3,13 @@
 //! In: a chunk's tokens, weights on the host. Out: tokens; then the gradient of tokens, and both sides of the products that the kernels'
 //! gradients are. Never: another thread, the tape, a kernel's gradient: those are sums over all chunks.
 
-use dfdx::prelude::Cpu;
+use std::sync::Arc;
+
+use dfdx::prelude::{Cpu, HasShape};
 
 use super::{Block, attend};
-use crate::ops::host::{self, Dst, Mat, MatMut, product, product_of};
-use crate::ops::simd;
+use crate::ops::product::{Dst, Mat, MatMut, Packed, Way, packed_product, packed_product_of};
+use crate::ops::{host, simd};
 
 /// Sizes that all blocks of a crossing share.
 #[derive(Debug, Clone, Copy)]
@@ -17,52 +19,54 @@ pub(super) struct Sizes {
     pub(super) n_heads: usize,
 }
 
-/// One block's parameters on the host; kernels are (in, out) forward, and (out, in) after [`Weights::transpose`].
+/// One block's parameters on the host.
 pub(super) struct Weights {
     norm_sa: Vec<f32>,
-    /// Kernels of queries, keys and values.
-    qkv: [Vec<f32>; 3],
-    o: Vec<f32>,
     qk_norm: Option<(Vec<f32>, Vec<f32>)>,
     /// Of the feed-forward, empty where the block has none.
     norm_ffn: Vec<f32>,
-    wi: Vec<f32>,
-    wo: Vec<f32>,
-    width: usize,
+    /// Queries, keys, values, output, and both of the feed-forward; transposed on the way back.
+    kernels: Arc<Vec<Packed>>,
     n_hidden: usize,
 }
 
 impl Weights {
-    pub(super) fn new(block: &Block<Cpu>, width: usize) -> Self {
-        let ffn = block.ffn.as_ref().map(|ffn| [&ffn.norm, &ffn.wi, &ffn.wo].map(host::values));
-        let [norm_ffn, wi, wo] = ffn.unwrap_or_default();
+    pub(super) fn new(block: &Block<Cpu>, width: usize, way: Way) -> Self {
         Self {
             norm_sa: host::values(&block.norm_sa),
-            qkv: [&block.q, &block.k, &block.v].map(host::values),
-            o: host::values(&block.o),
             qk_norm: block.qk_norm.as_ref().map(|(q, k)| (host::values(q), host::values(k))),
-            norm_ffn,
-            n_hidden: wi.len() / width,
-            wi,
-            wo,
-            width,
+            norm_ffn: block.ffn.as_ref().map(|ffn| host::values(&ffn.norm)).unwrap_or_default(),
+            kernels: block.packs.get(way, || packed(block, width, way)),
+            n_hidden: block.ffn.as_ref().map_or(0, |ffn| ffn.wi.shape().0 / width),
         }
     }
 
-    /// For the way back. A product with a kernel whose numbers do not lie in the order that it wants them is slower by a tenth, and by
-    /// half where they are a power of two apart.
-    pub(super) fn transpose(&mut self) {
-        let (d, f) = (self.width, self.n_hidden);
-        let kernels = self
-            .qkv
-            .iter_mut()
-            .chain([&mut self.o])
-            .map(|kernel| (kernel, d))
-            .chain([(&mut self.wi, d), (&mut self.wo, f)]);
-        host::run(kernels.filter(|(kernel, _)| !kernel.is_empty()).collect(), |(kernel, n_in)| {
-            *kernel = simd::transposed(kernel, n_in, kernel.len() / n_in);
-        });
+    fn qkv(&self) -> &[Packed] {
+        &self.kernels[..3]
     }
+
+    fn o(&self) -> &Packed {
+        &self.kernels[3]
+    }
+
+    fn wi(&self) -> &Packed {
+        &self.kernels[4]
+    }
+
+    fn wo(&self) -> &Packed {
+        &self.kernels[5]
+    }
+}
+
+/// Packs the block's kernels, (in, out).
+fn packed(block: &Block<Cpu>, width: usize, way: Way) -> Vec<Packed> {
+    let mut kernels = vec![(&block.q, width), (&block.k, width), (&block.v, width), (&block.o, width)];
+    if let Some(ffn) = &block.ffn {
+        kernels.extend([(&ffn.wi, width), (&ffn.wo, ffn.wo.shape().0 / width)]);
+    }
+    host::run(kernels, |(kernel, n_in)| {
+        host::with_values(kernel, |values| Packed::new(way.turn(Mat::new(values, n_in, values.len() / n_in))))
+    })
 }
 
 /// What the backward pass of one block and chunk reads.
@@ -142,7 +146,7 @@ pub(super) fn forward(x: &mut [f32], valid: &[bool], w: &Weights, sizes: &Sizes)
     simd::layer_norm(x, &w.norm_sa, &[], &mut h, &mut kept.stats_sa);
     kept.attention = attention_core(&h, valid, w, sizes);
     let joined = Mat::new(&kept.attention.joined, rows, d);
-    product(MatMut::new(x, rows, d), Dst::Accumulate, 1.0, joined, Mat::new(&w.o, d, d));
+    packed_product(MatMut::new(x, rows, d), Dst::Accumulate, joined, w.o());
     if w.n_hidden == 0 {
         return kept;
     }
@@ -150,15 +154,15 @@ pub(super) fn forward(x: &mut [f32], valid: &[bool], w: &Weights, sizes: &Sizes)
     kept.stats_ffn = vec![[0.0; 2]; rows];
     simd::layer_norm(x, &w.norm_ffn, &[], &mut h, &mut kept.stats_ffn);
     let f = w.n_hidden;
-    kept.hidden = product_of(1.0, Mat::new(&h, rows, d), Mat::new(&w.wi, d, f));
+    kept.hidden = packed_product_of(Mat::new(&h, rows, d), w.wi());
     let mut activated = vec![0.0; rows * f];
     simd::gelu(&kept.hidden, &mut activated);
     let activated = Mat::new(&activated, rows, f);
-    product(MatMut::new(x, rows, d), Dst::Accumulate, 1.0, activated, Mat::new(&w.wo, f, d));
+    packed_product(MatMut::new(x, rows, d), Dst::Accumulate, activated, w.wo());
     kept
 }
 
-/// Backward of [`forward`], with weights transposed: `dy` becomes the gradient of the input. Each half adds to it what flows back through it; what goes around is
+/// Backward of [`forward`], with weights for the way back: `dy` becomes the gradient of the input. Each half adds to it what flows back through it; what goes around is
 /// there already.
 pub(super) fn backward(dy: &mut [f32], mut kept: Kept, w: &Weights, sizes: &Sizes) -> Through {
     let mut through = Through::default();
@@ -179,11 +183,11 @@ fn ffn_backward(dy: &mut [f32], kept: &mut Kept, w: &Weights, through: &mut Thro
     let rows = dy.len() / d;
     through.activated = vec![0.0; rows * f];
     simd::gelu_with_slope(&mut kept.hidden, &mut through.activated);
-    through.d_hidden = product_of(1.0, Mat::new(dy, rows, d), Mat::new(&w.wo, d, f));
+    through.d_hidden = packed_product_of(Mat::new(dy, rows, d), w.wo());
     simd::multiply(&mut through.d_hidden, &kept.hidden);
     through.h_ffn = vec![0.0; dy.len()];
     simd::layer_norm_again(&kept.middle, &w.norm_ffn, &mut through.h_ffn, &kept.stats_ffn);
-    let dh = product_of(1.0, Mat::new(&through.d_hidden, rows, f), Mat::new(&w.wi, f, d));
+    let dh = packed_product_of(Mat::new(&through.d_hidden, rows, f), w.wi());
     through.dy_ffn = dy.to_vec();
     through.norm_ffn = vec![0.0; d];
     simd::layer_norm_backward(&kept.middle, &w.norm_ffn, &kept.stats_ffn, &dh, dy, &mut through.norm_ffn, &mut []);
@@ -194,9 +198,9 @@ fn attention_core(h: &[f32], valid: &[bool], w: &Weights, sizes: &Sizes) -> Kept
     let Sizes { n_tokens: n, width: d, n_heads } = *sizes;
     let rows = h.len() / d;
     let mut kept = KeptAttention { qkv: vec![0.0; rows * 3 * d], valid: valid.to_vec(), ..KeptAttention::default() };
-    for (part, kernel) in w.qkv.iter().enumerate() {
+    for (part, kernel) in w.qkv().iter().enumerate() {
         let to = MatMut::strided(&mut kept.qkv[part * d..], rows, d, 3 * d);
-        product(to, Dst::Overwrite, 1.0, Mat::new(h, rows, d), Mat::new(kernel, d, d));
+        packed_product(to, Dst::Overwrite, Mat::new(h, rows, d), kernel);
     }
     if let Some((q_scale, k_scale)) = &w.qk_norm {
         kept.before_norm = kept.qkv.clone();
@@ -234,7 +238,7 @@ fn attention_core_backward(
     let Sizes { n_tokens: n, width: d, n_heads } = *sizes;
     let rows = dy.len() / d;
     through.dy_sa = dy.to_vec();
-    let d_joined = product_of(1.0, Mat::new(dy, rows, d), Mat::new(&w.o, d, d));
+    let d_joined = packed_product_of(Mat::new(dy, rows, d), w.o());
     let mut d_qkv = vec![0.0; rows * 3 * d];
     let mut room = vec![0.0; attend::room(sizes)];
     let examples = kept.qkv.chunks_exact(n * 3 * d).zip(d_qkv.chunks_exact_mut(n * 3 * d));
@@ -258,10 +262,10 @@ fn attention_core_backward(
         }
     }
     let mut dh = vec![0.0; rows * d];
-    for (part, kernel) in w.qkv.iter().enumerate() {
+    for (part, kernel) in w.qkv().iter().enumerate() {
         let dst = if part == 0 { Dst::Overwrite } else { Dst::Accumulate };
         let d_part = Mat::strided(&d_qkv[part * d..], rows, d, 3 * d);
-        product(MatMut::new(&mut dh, rows, d), dst, 1.0, d_part, Mat::new(kernel, d, d));
+        packed_product(MatMut::new(&mut dh, rows, d), dst, d_part, kernel);
     }
     through.d_qkv = d_qkv;
     dh
@@ -273,11 +277,11 @@ pub(super) fn attention_forward(x: &mut [f32], valid: &[bool], w: &Weights, size
     let rows = x.len() / d;
     let kept = Kept { x: x.to_vec(), attention: attention_core(x, valid, w, sizes), ..Kept::default() };
     let joined = Mat::new(&kept.attention.joined, rows, d);
-    product(MatMut::new(x, rows, d), Dst::Overwrite, 1.0, joined, Mat::new(&w.o, d, d));
+    packed_product(MatMut::new(x, rows, d), Dst::Overwrite, joined, w.o());
     kept
 }
 
-/// Backward of [`attention_forward`], with weights transposed.
+/// Backward of [`attention_forward`], with weights for the way back.
 pub(super) fn attention_backward(dy: &mut [f32], kept: Kept, w: &Weights, sizes: &Sizes) -> Through {
     let mut through = Through::default();
     let dx = attention_core_backward(dy, kept.attention, w, &mut through, sizes);

@@ -3,12 +3,14 @@
 //! In: tokens, parameters. Out: tokens; then gradients. Never: two threads that add to one number: an expert is one thread's from
 //! start to end, and so is a token where the experts' results meet.
 
+use std::sync::Arc;
+
 use dfdx::prelude::*;
 
 use super::choose::{Assignment, assign, first_choices};
 use super::{Experts, Routed, Routing};
-use crate::ops::host::{self, Dst, Mat, MatMut, product};
-use crate::ops::{Tokens, simd};
+use crate::ops::product::{Dst, KernelGrad, Mat, MatMut, Packed, Way, add_kernel_grads, packed_product, product};
+use crate::ops::{Tokens, host, simd};
 
 /// Rows that an expert takes through its two products at a time: what it makes on the way stays in the cache.
 const CHUNK_ROWS: usize = 256;
@@ -18,31 +20,45 @@ struct Weights {
     /// Empty for the layer alone.
     scale: Vec<f32>,
     router: Vec<f32>,
-    wi: Vec<f32>,
-    wo: Vec<f32>,
+    /// See [`packed`]; transposed on the way back.
+    kernels: Arc<Vec<Packed>>,
     width: usize,
     n_hidden: usize,
     n_experts: usize,
 }
 
 impl Weights {
-    fn new(layer: &Experts<Cpu>, width: usize, n_experts: usize) -> Self {
-        let wi = host::values(&layer.wi);
+    fn new(layer: &Experts<Cpu>, width: usize, n_experts: usize, way: Way) -> Self {
         Self {
             scale: layer.norm.as_ref().map(host::values).unwrap_or_default(),
             router: host::values(&layer.router),
-            n_hidden: wi.len() / (n_experts * width),
-            wi,
-            wo: host::values(&layer.wo),
+            kernels: layer.packs.get(way, || packed(layer, width, n_experts, way)),
             width,
+            n_hidden: n_hidden(layer, width, n_experts),
             n_experts,
         }
     }
 
-    fn of_expert(&self, expert: usize) -> (&[f32], &[f32]) {
-        let n = self.width * self.n_hidden;
-        (&self.wi[expert * n..(expert + 1) * n], &self.wo[expert * n..(expert + 1) * n])
+    fn of_expert(&self, expert: usize) -> (&Packed, &Packed) {
+        (&self.kernels[expert], &self.kernels[self.n_experts + expert])
     }
+}
+
+fn n_hidden(layer: &Experts<Cpu>, width: usize, n_experts: usize) -> usize {
+    layer.wi.shape().0 / (n_experts * width)
+}
+
+/// Packs the experts' kernels, (in, out): first those of all experts into the hidden layer, then those out of it.
+fn packed(layer: &Experts<Cpu>, width: usize, n_experts: usize, way: Way) -> Vec<Packed> {
+    let f = n_hidden(layer, width, n_experts);
+    let of_all = host::run(vec![(&layer.wi, width, f), (&layer.wo, f, width)], |(kernels, n_in, n_out)| {
+        host::with_values(kernels, |values| {
+            let each =
+                values.chunks_exact(n_in * n_out).map(|kernel| Packed::new(way.turn(Mat::new(kernel, n_in, n_out))));
+            each.collect::<Vec<_>>()
+        })
+    });
+    of_all.into_iter().flatten().collect()
 }
 
 /// The router's view of some rows.
@@ -90,7 +106,7 @@ fn score(x: &[f32], w: &Weights) -> Scores {
 #[cfg(test)]
 pub(crate) fn route(x: &Tokens<Cpu>, layer: &Experts<Cpu>, routing: &Routing) -> (Vec<f32>, Vec<f32>, Vec<Vec<u32>>) {
     let (n, t, d) = *x.shape();
-    let w = Weights::new(layer, d, routing.n_experts);
+    let w = Weights::new(layer, d, routing.n_experts, Way::Forward);
     let scores = score(&host::values(x), &w);
     let of_row = scores.probs.chunks_exact(routing.n_experts).zip(&scores.lse);
     let logits = of_row.flat_map(|(p, lse)| p.iter().map(move |p| p.ln() + lse)).collect();
@@ -121,7 +137,7 @@ pub(in crate::ops) fn fused<T: Tape<f32, Cpu>>(
     let (x, mut tape) = x.split_tape();
     let dev = x.device().clone();
     let values = host::values(&x);
-    let w = Weights::new(layer, d, e);
+    let w = Weights::new(layer, d, e, Way::Forward);
     let chunks = host::chunk_sizes(rows, 1);
     let scored = host::run(host::split(&values, &chunks, d), |x: &[f32]| score(x, &w));
     let (mut h, mut probs, mut lse, mut stats) = (Vec::new(), Vec::with_capacity(rows * e), Vec::new(), Vec::new());
@@ -161,8 +177,7 @@ pub(in crate::ops) fn fused<T: Tape<f32, Cpu>>(
         // Taken out, so that each expert adds to its own part at the same time as the others.
         let mut dwi = std::mem::replace(grads.get_or_alloc_mut(&layer.wi)?, empty()?);
         let mut dwo = std::mem::replace(grads.get_or_alloc_mut(&layer.wo)?, empty()?);
-        // Copied once more, so that no copy of all experts waits for the way back.
-        let w = Weights::new(&layer, d, e);
+        let w = Weights::new(&layer, d, e, Way::Back);
         let (dx, drouter, dscale) = backward(&dy, by, kept, &w, &routing, &mut dwi, &mut dwo);
         *grads.get_or_alloc_mut(&layer.wi)? = dwi;
         *grads.get_or_alloc_mut(&layer.wo)? = dwo;
@@ -218,20 +233,28 @@ fn forward(h: &[f32], tokens: &[u32], expert: usize, w: &Weights) -> (Vec<f32>, 
     for (tokens, (hidden, out)) in tokens.chunks(CHUNK_ROWS).zip(chunks) {
         let rows = tokens.len();
         let h = gather(h, tokens, d);
-        product(MatMut::new(hidden, rows, f), Dst::Overwrite, 1.0, Mat::new(&h, rows, d), Mat::new(wi, d, f));
+        packed_product(MatMut::new(hidden, rows, f), Dst::Overwrite, Mat::new(&h, rows, d), wi);
         let activated = &mut activated[..rows * f];
         simd::gelu(hidden, activated);
-        product(MatMut::new(out, rows, d), Dst::Overwrite, 1.0, Mat::new(activated, rows, f), Mat::new(wo, f, d));
+        packed_product(MatMut::new(out, rows, d), Dst::Overwrite, Mat::new(activated, rows, f), wo);
     }
     (hidden, out)
 }
 
-/// What flows back from one expert.
+/// What flows back from one expert, by its rows, and both sides of its kernels' gradients.
 struct FromExpert {
-    /// `[its rows, width]`
+    /// `[rows, width]`
     dh: Vec<f32>,
     /// Gradient of the probability of each of its rows.
     d_gate: Vec<f32>,
+    /// `[rows, width]`
+    h: Vec<f32>,
+    /// `[rows, hidden]`
+    d_hidden: Vec<f32>,
+    /// `[rows, hidden]`, GELU's output times the probability.
+    activated: Vec<f32>,
+    /// `[rows, width]`
+    dy: Vec<f32>,
 }
 
 /// Gradients of the input, the router and LayerNorm's scale; the experts' are added to `dwi` and `dwo`.
@@ -250,19 +273,20 @@ fn backward(
     let again = host::run(host::split(&kept.x, &chunks, d), |x: &[f32]| normalised(x, w).0);
     let h: Vec<f32> = again.into_iter().flatten().collect();
     let seen = if h.is_empty() { &kept.x } else { &h };
-    let jobs: Vec<_> = kept
-        .assignment
-        .tokens
-        .iter()
-        .zip(kept.hidden)
-        .zip(dwi.chunks_exact_mut(d * f).zip(dwo.chunks_exact_mut(d * f)))
-        .enumerate()
-        .collect();
+    let jobs: Vec<_> = kept.assignment.tokens.iter().zip(kept.hidden).enumerate().collect();
     let probs = &kept.probs;
-    let from_experts = host::run(jobs, |(expert, ((tokens, hidden), (dwi, dwo)))| {
-        let gate = tokens.iter().map(|&token| probs[token as usize * e + expert]).collect::<Vec<f32>>();
-        expert_backward(seen, dy, tokens, hidden, &gate, w.of_expert(expert), (d, f), dwi, dwo)
+    let from_experts = host::run(jobs, |(expert, (tokens, hidden))| {
+        let gate: Vec<f32> = tokens.iter().map(|&token| probs[token as usize * e + expert]).collect();
+        expert_backward(gather(seen, tokens, d), gather(dy, tokens, d), hidden, &gate, w.of_expert(expert), (d, f))
     });
+    let into = dwi.chunks_exact_mut(d * f).zip(dwo.chunks_exact_mut(d * f));
+    let kernels = from_experts.iter().zip(into).flat_map(|(from, (dwi, dwo))| {
+        let rows = from.d_gate.len();
+        let sides = |left, n_in, right, n_out| vec![(Mat::new(left, rows, n_in), Mat::new(right, rows, n_out))];
+        let wi = KernelGrad { into: dwi, n_out: f, parts: sides(&from.h, d, &from.d_hidden, f) };
+        [wi, KernelGrad { into: dwo, n_out: d, parts: sides(&from.activated, f, &from.dy, d) }]
+    });
+    add_kernel_grads(kernels.collect());
 
     let mut d_probs = vec![0.0; rows * e];
     if routing.balance_weight != 0.0 {
@@ -324,49 +348,34 @@ fn backward(
     (if w.scale.is_empty() { dh } else { dx }, drouter, dscale)
 }
 
-#[expect(clippy::too_many_arguments, reason = "an expert's inputs, what was kept, and where its gradients go")]
+/// One expert over the rows that it took, `h`, with what flows back to them, `dy`; `hidden` is what GELU was applied to.
 fn expert_backward(
-    h: &[f32],
-    dy: &[f32],
-    tokens: &[u32],
-    mut hidden: Vec<f32>,
+    h: Vec<f32>,
+    dy: Vec<f32>,
+    hidden: Vec<f32>,
     gate: &[f32],
-    (wi, wo): (&[f32], &[f32]),
+    (wi, wo): (&Packed, &Packed),
     (d, f): (usize, usize),
-    dwi: &mut [f32],
-    dwo: &mut [f32],
 ) -> FromExpert {
-    let n = tokens.len();
+    let n = gate.len();
+    let mut slope = hidden;
     let (mut dh, mut d_gate) = (vec![0.0; n * d], vec![0.0; n]);
-    if n == 0 {
-        return FromExpert { dh, d_gate };
-    }
-    // Products with `wi` as it lies, a column of which has its numbers far apart, would have half the speed.
-    let wi_t = simd::transposed(wi, d, f);
-    let (wi, wo) = (Mat::new(&wi_t, f, d), Mat::new(wo, f, d).t());
-    let most = n.min(CHUNK_ROWS);
-    let (mut activated, mut d_hidden) = (vec![0.0; most * f], vec![0.0; most * f]);
-    let chunks = hidden.chunks_mut(CHUNK_ROWS * f).zip(dh.chunks_mut(CHUNK_ROWS * d));
+    let (mut activated, mut d_hidden) = (vec![0.0; n * f], vec![0.0; n * f]);
+    let each = slope.chunks_mut(CHUNK_ROWS * f).zip(dy.chunks(CHUNK_ROWS * d)).zip(dh.chunks_mut(CHUNK_ROWS * d));
+    let each = each.zip(activated.chunks_mut(CHUNK_ROWS * f)).zip(d_hidden.chunks_mut(CHUNK_ROWS * f));
     let gates = gate.chunks(CHUNK_ROWS).zip(d_gate.chunks_mut(CHUNK_ROWS));
-    for ((tokens, (slope, dh)), (gate, d_gate)) in tokens.chunks(CHUNK_ROWS).zip(chunks).zip(gates) {
-        let rows = tokens.len();
-        let (activated, d_hidden) = (&mut activated[..rows * f], &mut d_hidden[..rows * f]);
+    for (((((slope, dy), dh), activated), d_hidden), (gate, d_gate)) in each.zip(gates) {
+        let rows = gate.len();
         simd::gelu_with_slope(slope, activated);
-        let dy = gather(dy, tokens, d);
-        let dy = Mat::new(&dy, rows, d);
-        product(MatMut::new(d_hidden, rows, f), Dst::Overwrite, 1.0, dy, wo);
+        packed_product(MatMut::new(d_hidden, rows, f), Dst::Overwrite, Mat::new(dy, rows, d), wo);
         let each = activated.chunks_exact_mut(f).zip(d_hidden.chunks_exact_mut(f)).zip(gate.iter().zip(d_gate));
         for ((activated, d_hidden), (&gate, d_gate)) in each {
             *d_gate = simd::dot(activated, d_hidden);
             simd::scale(activated, gate);
             simd::scale(d_hidden, gate);
         }
-        product(MatMut::new(dwo, f, d), Dst::Accumulate, 1.0, Mat::new(activated, rows, f).t(), dy);
         simd::multiply(d_hidden, slope);
-        let h = gather(h, tokens, d);
-        let d_hidden = Mat::new(d_hidden, rows, f);
-        product(MatMut::new(dwi, d, f), Dst::Accumulate, 1.0, Mat::new(&h, rows, d).t(), d_hidden);
-        product(MatMut::new(dh, rows, d), Dst::Overwrite, 1.0, d_hidden, wi);
+        packed_product(MatMut::new(dh, rows, d), Dst::Overwrite, Mat::new(d_hidden, rows, f), wi);
     }
-    FromExpert { dh, d_gate }
+    FromExpert { dh, d_gate, h, d_hidden, activated, dy }
 }
