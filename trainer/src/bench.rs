@@ -191,6 +191,7 @@ pub fn run<D: Backend>(
         if step >= options.warmup {
             seconds.push(begin.elapsed().as_secs_f64());
         }
+        crate::huge_pages::follow();
         let z = loss.routing.map_or(0.0, |r| r.z_loss);
         losses.push(loss.value - z);
     }

@@ -17,6 +17,7 @@ pub mod config;
 pub mod data;
 pub mod device;
 pub mod eval;
+pub mod huge_pages;
 pub mod ledger;
 pub mod metrics;
 pub mod plan;

@@ -265,6 +265,7 @@ fn main() -> ExitCode {
     let wanted = Cli::parse().command;
     if matches!(wanted, Command::Fit { .. } | Command::Eval { .. } | Command::Embed { .. } | Command::Bench { .. }) {
         imp_schemas::heap::keep();
+        imp_trainer::huge_pages::begin();
     }
     match command(wanted) {
         Ok(()) => ExitCode::SUCCESS,

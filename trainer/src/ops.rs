@@ -14,6 +14,8 @@ mod cpu;
 pub mod cross_entropy;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+#[cfg(test)]
+mod curves;
 pub mod encoder;
 pub mod experts;
 pub mod host;

@@ -158,6 +158,7 @@ pub fn fit<D: Backend>(
                 return Err(failed(run, &model, &optimizer, task, lr, &batch, source));
             }
         };
+        crate::huge_pages::follow();
         waited += wait_seconds;
         metrics.record(&StepMetrics {
             step,

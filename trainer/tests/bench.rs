@@ -5,7 +5,7 @@ use std::process::Command;
 use serde_json::Value;
 
 // Where the system tells a process's greatest memory. A tenth is what this project promises; one run is 6 % above or below another, by
-// where the allocator's two heaps have their holes, so the middle one of three is looked at.
+// where the allocator's heap has its holes, so the middle one of three is looked at.
 #[cfg(target_os = "linux")]
 #[test]
 fn the_peak_of_memory_is_within_a_tenth_of_what_was_planned() {

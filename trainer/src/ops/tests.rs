@@ -9,7 +9,7 @@ use super::*;
 
 type Owned = OwnedTape<f32, Cpu>;
 
-fn normal(rng: &mut Rng, n: usize, std: f64) -> Flat<Cpu> {
+pub(super) fn normal(rng: &mut Rng, n: usize, std: f64) -> Flat<Cpu> {
     let values: Vec<f32> = (0..n).map(|_| (std * rng.normal()) as f32).collect();
     Cpu::default().tensor_from_vec(values, (n,))
 }
