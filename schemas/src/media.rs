@@ -9,6 +9,7 @@ pub mod audio;
 mod ffmpeg;
 mod flac;
 mod h264;
+mod huffman;
 pub mod image;
 mod jpeg;
 pub mod libjpeg;

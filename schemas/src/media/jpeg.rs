@@ -6,17 +6,21 @@
 //!
 //! With `nasm` on the machine that builds, the decoder has its SIMD paths; without it the same pixels take about twice as long.
 
+use std::ptr;
+
 use image::RgbImage;
-use mozjpeg::decompress::DecompressBuilder;
-use mozjpeg::{ColorSpace, Decompress};
 use mozjpeg_sys::{
-    JERR_BAD_PRECISION, JERR_CONVERSION_NOTIMPL, JERR_INPUT_EOF, JERR_NOT_COMPILED, JERR_SOF_UNSUPPORTED, JWRN_JPEG_EOF,
+    J_COLOR_SPACE, JERR_BAD_PRECISION, JERR_CONVERSION_NOTIMPL, JERR_INPUT_EOF, JERR_NOT_COMPILED,
+    JERR_SOF_UNSUPPORTED, JWRN_JPEG_EOF, jpeg_read_scanlines, jpeg_start_decompress,
 };
 
+use super::huffman::{ReadBy, with_either};
 use super::image::{ImageMeta, check_size, orientation_of, upright};
-use super::libjpeg::{self, Refused};
+use super::libjpeg::{Decompressor, Refused};
 use super::{MediaError, MediaLimits, Picture};
 
+/// Rows that are asked for together: as many as a unit of coding has at most.
+const ROWS_AT_ONCE: usize = 16;
 /// Scans of a progressive picture: encoders make about ten, and each costs a pass over the whole picture.
 const MAX_SCANS: usize = 500;
 
@@ -24,28 +28,47 @@ const MAX_SCANS: usize = 500;
 pub(super) fn read_jpeg(bytes: &[u8], limits: &MediaLimits) -> Result<(ImageMeta, Picture), MediaError> {
     let header = Header::read(bytes, limits)?;
     let bytes = header.tidied.as_deref().unwrap_or(bytes);
-    let rgb = libjpeg::guarded(|| decode(bytes, limits)).unwrap_or_else(|refused| Err(broken(refused)))?;
+    let rgb = with_either(|by| decode(bytes, limits, by))?;
     Ok(upright(rgb, "jpeg", header.progressive, orientation_of(header.exif.as_deref())))
 }
 
-/// Unwinds with [`Refused`] at the first thing that libjpeg does not like.
-fn decode(bytes: &[u8], limits: &MediaLimits) -> Result<RgbImage, MediaError> {
-    let failed = |error: std::io::Error| MediaError::Corrupt { detail: error.to_string() };
-    let builder = DecompressBuilder::new().with_err(libjpeg::errors());
-    let decoder: Decompress<&[u8]> = builder.from_mem(bytes).map_err(failed)?;
-    let (width, height) = decoder.size();
+/// `None` if only libjpeg's own reader can say what the bytes hold. Unwinds with [`Refused`] at the first thing that libjpeg does not like.
+pub(super) fn decode(bytes: &[u8], limits: &MediaLimits, by: ReadBy) -> Result<Option<RgbImage>, MediaError> {
+    let mut decompressor = Decompressor::open(bytes);
+    // SAFETY: set is which colours it gives.
+    let info = unsafe { decompressor.info() };
+    let (width, height) = (info.image_width as usize, info.image_height as usize);
     check_size(width as u64, height as u64, limits)?;
-    let is_cmyk = matches!(decoder.color_space(), ColorSpace::JCS_CMYK | ColorSpace::JCS_YCCK);
-    let wanted = if is_cmyk { ColorSpace::JCS_CMYK } else { ColorSpace::JCS_RGB };
-    let mut decoder = decoder.to_colorspace(wanted).map_err(failed)?;
-    // With the last row every scan has been decoded in full; what stands behind it is nobody's.
-    let values: Vec<u8> = decoder.read_scanlines().map_err(failed)?;
+    let is_cmyk = matches!(info.jpeg_color_space, J_COLOR_SPACE::JCS_CMYK | J_COLOR_SPACE::JCS_YCCK);
+    info.out_color_space = if is_cmyk { J_COLOR_SPACE::JCS_CMYK } else { J_COLOR_SPACE::JCS_RGB };
+    // SAFETY: `info` has read a header, and its source outlives it. Every row is as long as libjpeg says, and there are as many as it says.
+    let values = unsafe {
+        jpeg_start_decompress(info);
+        let reader = by.attach(info, bytes);
+        let row_len = info.output_width as usize * info.output_components as usize;
+        let mut values = vec![0; row_len * info.output_height as usize];
+        // With the last row every scan has been decoded in full; what stands behind it is nobody's.
+        while info.output_scanline < info.output_height {
+            let left = &mut values[info.output_scanline as usize * row_len..];
+            let mut rows: [*mut u8; ROWS_AT_ONCE] = [ptr::null_mut(); ROWS_AT_ONCE];
+            let n_rows = left.chunks_exact_mut(row_len).zip(&mut rows).map(|(row, to)| *to = row.as_mut_ptr()).count();
+            if jpeg_read_scanlines(info, rows.as_mut_ptr(), n_rows as u32) == 0 || !reader.is_clean() {
+                break;
+            }
+        }
+        if !reader.is_clean() {
+            return Ok(None);
+        }
+        values.truncate(row_len * info.output_scanline as usize);
+        values
+    };
     let rgb =
         if is_cmyk { values.as_chunks::<4>().0.iter().flat_map(|&ink| rgb_of_cmyk(ink)).collect() } else { values };
     let n_values = rgb.len();
-    RgbImage::from_raw(width as u32, height as u32, rgb).ok_or_else(|| MediaError::Corrupt {
+    let picture = RgbImage::from_raw(width as u32, height as u32, rgb).ok_or_else(|| MediaError::Corrupt {
         detail: format!("{n_values} values decoded, {width} x {height} x 3 wanted"),
-    })
+    })?;
+    Ok(Some(picture))
 }
 
 /// Adobe stores ink the other way round: 255 is none. Everybody reads all CMYK pictures so; the products are Pillow's.

@@ -12,9 +12,10 @@ use mozjpeg_sys::{
     jpeg_start_decompress,
 };
 
+use super::huffman::{ReadBy, with_either};
 use super::image::{ImageMeta, check_size, orientation_of};
-use super::jpeg::{Header, broken};
-use super::libjpeg::{self, Decompressor};
+use super::jpeg::Header;
+use super::libjpeg::Decompressor;
 use super::{MediaError, MediaLimits, caught};
 
 /// Values of a side of a block.
@@ -116,7 +117,7 @@ pub fn read_planes(
         }
         let Some(needed) = needed(width, height) else { return Ok(None) };
         let bytes = header.tidied.as_deref().unwrap_or(bytes);
-        let is_there = libjpeg::guarded(|| decode(bytes, limits, needed, planes)).unwrap_or_else(|e| Err(broken(e)))?;
+        let is_there = with_either(|by| decode(bytes, limits, needed, by, planes))?;
         if is_there && (planes.width, planes.height) != (width, height) {
             let detail = format!("frames of {width} x {height} and {} x {} pixels", planes.width, planes.height);
             return Err(MediaError::Corrupt { detail });
@@ -126,14 +127,20 @@ pub fn read_planes(
     })
 }
 
-/// Whether there are planes. Unwinds with [`libjpeg::Refused`] at the first thing that libjpeg does not like.
-fn decode(bytes: &[u8], limits: &MediaLimits, needed: Needed, out: &mut Planes) -> Result<bool, MediaError> {
+/// Whether there are planes; `None` if only libjpeg's own reader can say so. Unwinds with [`libjpeg::Refused`] at the first thing that libjpeg does not like.
+fn decode(
+    bytes: &[u8],
+    limits: &MediaLimits,
+    needed: Needed,
+    by: ReadBy,
+    out: &mut Planes,
+) -> Result<Option<bool>, MediaError> {
     let mut decompressor = Decompressor::open(bytes);
     // SAFETY: set are how it decodes and at which scale.
     let info = unsafe { decompressor.info() };
     let (width, height) = (info.image_width as usize, info.image_height as usize);
     check_size(width as u64, height as u64, limits)?;
-    let Some(layout) = Layout::of(info) else { return Ok(false) };
+    let Some(layout) = Layout::of(info) else { return Ok(Some(false)) };
     let Needed { at_least, n_rows } = needed;
     let fits = |divisor: &usize| width / divisor >= at_least.0 && height / divisor >= at_least.1;
     let divisor = [8, 4, 2].into_iter().find(fits).unwrap_or(1);
@@ -143,8 +150,8 @@ fn decode(bytes: &[u8], limits: &MediaLimits, needed: Needed, out: &mut Planes) 
     for (component, plane) in layout.components.iter().zip(&mut out.planes) {
         component.make_room((width, height), n_rows, divisor, layout.sampling, plane);
     }
-    layout.read(info, divisor, &mut out.planes)?;
-    Ok(true)
+    let is_clean = layout.read(info, bytes, divisor, by, &mut out.planes)?;
+    Ok(is_clean.then_some(true))
 }
 
 /// How many blocks of each component make up one unit of coding.
@@ -179,13 +186,15 @@ impl Layout {
         is_usual.then_some(Self { components, sampling })
     }
 
-    /// Reads rows into `planes`, which are empty, until they are full.
+    /// Reads rows of `bytes` into `planes`, which are empty, until they are full; `false` if they cannot be read by `by`.
     fn read(
         &self,
         info: &mut jpeg_decompress_struct,
+        bytes: &[u8],
         divisor: usize,
+        by: ReadBy,
         planes: &mut [Plane; 3],
-    ) -> Result<(), MediaError> {
+    ) -> Result<bool, MediaError> {
         // Rows of one unit, as long as whole blocks and as many as there can be, whatever the scale: libjpeg writes nowhere else.
         let mut rows: Vec<Vec<u8>> = Vec::new();
         let mut pointers = [[ptr::null_mut::<u8>(); MAX_SAMPLING * BLOCK]; 3];
@@ -204,9 +213,13 @@ impl Layout {
         // is as long as all blocks of its component at full size; there are as many as a unit has rows at full size.
         unsafe {
             jpeg_start_decompress(info);
+            let reader = by.attach(info, bytes);
             while info.output_scanline < info.output_height && planes.iter().any(|plane| !plane.is_full()) {
                 if jpeg_read_raw_data(info, by_plane.as_mut_ptr(), max_lines) == 0 {
                     break;
+                }
+                if !reader.is_clean() {
+                    return Ok(false);
                 }
                 for ((plane, component), rows) in planes.iter_mut().zip(&self.components).zip(&rows) {
                     let n_rows = component.sampling.1 * component.block_side(divisor, self.sampling);
@@ -222,7 +235,7 @@ impl Layout {
             Some(plane) => Err(MediaError::Corrupt {
                 detail: format!("{} values decoded, {} x {} wanted", plane.values.len(), plane.width, plane.height),
             }),
-            None => Ok(()),
+            None => Ok(true),
         }
     }
 }
