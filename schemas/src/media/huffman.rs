@@ -147,9 +147,7 @@ fn place_of_reader(info: *mut jpeg_decompress_struct) -> *mut *mut Reader {
     const FROM_END: usize = 5 * size_of::<*mut Reader>();
     // A struct of another length is one that somebody has to look at: `jpeglib.h`, from `unread_marker` on.
     #[cfg(target_pointer_width = "64")]
-    const {
-        assert!(size_of::<jpeg_decompress_struct>() == 632)
-    };
+    const _: () = assert!(size_of::<jpeg_decompress_struct>() == 632);
     info.wrapping_byte_add(size_of::<jpeg_decompress_struct>() - FROM_END).cast()
 }
 
