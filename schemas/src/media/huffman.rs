@@ -110,7 +110,7 @@ impl Attached {
 struct Ours(NonNull<Reader>);
 
 impl Ours {
-    /// `None` if the scan is not one for ours.
+    /// `None` if the scan is not one for ours. What `info` then points to is freed before it is: destroying it does not look there.
     ///
     /// # Safety
     /// As [`ReadBy::attach`].
@@ -163,12 +163,13 @@ struct Reader {
 
 /// Reads the blocks of one unit, which are zero; libjpeg's to call.
 unsafe extern "C-unwind" fn decode_mcu(info: *mut jpeg_decompress_struct, blocks: *const *mut Block) -> c_int {
-    // SAFETY: libjpeg calls the reader that stands in `info`, which is ours, with as many blocks as a unit has: as many as the
-    // components of its only scan have together. Nobody else looks at them or at the reader meanwhile.
+    // SAFETY: libjpeg calls the reader that stands in `info`, which is ours, with as many blocks as a unit has, if rows are read and not
+    // passed over. `Scan::read` has counted them as it does. Nobody else looks at them or at the reader meanwhile.
     unsafe {
         let reader = &mut **place_of_reader(info);
         let n_blocks = reader.scan.blocks.len();
         let is_clean = reader.scan.is_clean
+            && !blocks.is_null()
             && reader.scan.next_unit(std::slice::from_raw_parts(blocks, n_blocks).iter().map(|&block| &mut *block));
         reader.scan.is_clean = is_clean;
         reader.insufficient_data = c_int::from(!is_clean);
@@ -208,22 +209,22 @@ impl Scan {
         };
         let (headers, scan) = bytes.split_at_checked(bytes.len().checked_sub(n_left)?)?;
         let headers = Headers::read(headers)?;
-        let mut blocks: Vec<Coded> = Vec::with_capacity(MAX_BLOCKS);
-        let table = |kind: Kind, i: c_int| Table::of(kind, (*headers.codes[kind as usize].get(i as usize)?)?);
-        if described.len() > N_COMPONENTS || headers.components.len() != described.len() {
+        if described.len() > N_COMPONENTS {
             return None;
         }
-        for &id in &headers.components {
-            let component = described.iter().position(|of| of.component_id == c_int::from(id))?;
-            // Each once, so that a unit has as many blocks here as libjpeg hands over.
-            if blocks.iter().any(|block| block.component == component) {
-                return None;
-            }
-            let of = &described[component];
+        // All components are in this scan, so they are in the order of the frame: libjpeg refuses another.
+        let mut blocks = Vec::with_capacity(MAX_BLOCKS);
+        let table = |kind: Kind, i: c_int| Table::of(kind, (*headers.codes[kind as usize].get(i as usize)?)?);
+        for (component, of) in described.iter().enumerate() {
             let (dc, ac) = (table(Kind::Dc, of.dc_tbl_no)?, table(Kind::Ac, of.ac_tbl_no)?);
-            for _ in 0..of.h_samp_factor * of.v_samp_factor {
+            // A component alone in its scan has units of one block, whatever its sampling (T.81, A.2.2).
+            let n_blocks = if described.len() == 1 { 1 } else { of.h_samp_factor * of.v_samp_factor };
+            for _ in 0..n_blocks {
                 blocks.push(Coded { component, dc: Rc::clone(&dc), ac: Rc::clone(&ac) });
             }
+        }
+        if blocks.len() > MAX_BLOCKS {
+            return None;
         }
         let (data, ends) = without_markers(scan)?;
         let restarts = (headers.restart_interval > 0).then_some((headers.restart_interval, headers.restart_interval));
@@ -302,8 +303,9 @@ impl Bits {
     /// Makes it 56 bits or more.
     #[inline(always)]
     fn fill(&mut self, data: &[u8]) {
+        // Behind the data there are zeroes, and who reads too far goes on reading the last of them.
         let from = self.next.min(data.len() - PADDING / 2);
-        // SAFETY: data ends in padding, of which half is as long as what is read.
+        // SAFETY: eight bytes up to the end at most; data is never shorter than its padding.
         let word = unsafe { data.as_ptr().add(from).cast::<[u8; PADDING / 2]>().read_unaligned() };
         self.buffer |= u64::from_be_bytes(word).wrapping_shr(self.n);
         self.next += (63_u32.wrapping_sub(self.n) / 8) as usize;
@@ -338,7 +340,7 @@ impl Bits {
         Some(self.value(found.size()))
     }
 
-    /// All coefficients of a block but its first. Not a part of its caller, for it needs all registers.
+    /// All coefficients of a block but its first.
     #[inline(always)]
     fn others(&mut self, data: &[u8], table: &Table, block: &mut Block) -> Option<()> {
         let (mut bits, mut at) = (*self, 1);
@@ -472,7 +474,7 @@ impl Table {
         })
     }
 
-    /// `None` if there are more codes than lengths allow.
+    /// `None` if there are more codes than lengths allow, or fewer symbols than codes.
     fn new(kind: Kind, (counts, symbols): Codes<'_>) -> Option<Self> {
         let looks = [Found::default(); 1 << LOOK];
         let mut table = Self { kind, counts: *counts, looks, limits: Default::default(), symbols: symbols.to_vec() };
@@ -511,7 +513,7 @@ impl Table {
         }
     }
 
-    /// A code that is longer than a look.
+    /// A code that is longer than a look; `None` if it stands for nothing.
     #[cold]
     #[inline(never)]
     fn long(&self, buffer: u64) -> Option<Found> {
@@ -531,20 +533,18 @@ impl Table {
 /// What stands before a scan and says how it is coded.
 #[derive(Default)]
 struct Headers<'a> {
-    /// Of the first coefficients of blocks, and of the others: codes of each length, and their symbols.
+    /// Of the first coefficients of blocks, and of the others.
     codes: [[Option<Codes<'a>>; N_TABLES]; 2],
-    /// Ids, in the order in which their blocks come.
-    components: Vec<u8>,
     restart_interval: u32,
 }
 
 impl<'a> Headers<'a> {
-    /// `bytes` are those up to the scan. `None` if they are not those of a sequential scan of Huffman codes.
+    /// `bytes` are those up to the scan, one segment behind the other. `None` if they are not those of a sequential scan of Huffman codes.
     fn read(bytes: &'a [u8]) -> Option<Self> {
         let mut headers = Self::default();
         let mut rest = bytes.strip_prefix(&[0xFF, 0xD8])?;
         let mut is_sequential = false;
-        while headers.components.is_empty() {
+        while !rest.is_empty() {
             let (&[0xFF, marker, high, low], _) = rest.split_first_chunk()? else { return None };
             let segment;
             (segment, rest) = rest[2..].split_at_checked(usize::from(u16::from_be_bytes([high, low])))?;
@@ -553,14 +553,11 @@ impl<'a> Headers<'a> {
                 0xC0 | 0xC1 => is_sequential = true,
                 0xC4 => headers.read_codes(segment)?,
                 0xDD => headers.restart_interval = u32::from(u16::from_be_bytes(segment.try_into().ok()?)),
-                0xDA => {
-                    let (&n, of) = segment.split_first()?;
-                    headers.components = of.chunks_exact(2).take(usize::from(n)).map(|of| of[0]).collect();
-                }
+                0xDA if rest.is_empty() => return is_sequential.then_some(headers),
                 _ => {}
             }
         }
-        (is_sequential && rest.is_empty()).then_some(headers)
+        None
     }
 
     fn read_codes(&mut self, mut segment: &'a [u8]) -> Option<()> {
@@ -704,6 +701,24 @@ mod tests {
             bytes[damaged] ^= flipped;
             let n_left = bytes.len() - n_cut.min(bytes.len() - scan);
             prop_assert_eq!(by_either(&bytes[..n_left]), by_libjpeg(&bytes[..n_left]));
+        }
+    }
+
+    #[test]
+    fn units_have_as_many_blocks_as_libjpeg_says_whatever_the_components() {
+        let values: Vec<u8> = (0..50_u32 * 40 * 4).map(|i| (i * i / 7) as u8).collect();
+        for (kind, n_components) in [(ColorType::Luma, 1), (ColorType::Cmyk, 4)] {
+            let mut bytes = Vec::new();
+            Encoder::new(&mut bytes, 90).encode(&values[..50 * 40 * n_components], 50, 40, kind).unwrap();
+            assert!(is_ours(&bytes));
+            assert_eq!(by_either(&bytes), by_libjpeg(&bytes));
+            // Another sampling of the first component. A component alone is not interleaved, so its picture stays what it was.
+            let frame = bytes.windows(2).position(|two| two == [0xFF, 0xC0]).unwrap();
+            for (h, v) in (1..=4).flat_map(|h| (1..=4).map(move |v| (h, v))) {
+                bytes[frame + 11] = h << 4 | v;
+                assert_eq!(by_either(&bytes), by_libjpeg(&bytes), "{h} x {v} of {n_components}");
+                assert!(n_components > 1 || is_ours(&bytes) && by_either(&bytes).is_ok());
+            }
         }
     }
 

@@ -88,7 +88,7 @@ impl Planes {
 pub struct Needed {
     /// How small it may come, pixels across and down: it comes at 1, 1/2, 1/4 or 1/8 of its size.
     pub at_least: (usize, usize),
-    /// Rows of the picture from the top. What lies below them is not decoded, unless the picture is progressive, and damage there
+    /// Rows of the picture from the top. What lies below them is not decoded, unless the picture has several scans, and damage there
     /// is no error.
     pub n_rows: usize,
 }
@@ -127,7 +127,8 @@ pub fn read_planes(
     })
 }
 
-/// Whether there are planes; `None` if only libjpeg's own reader can say so. Unwinds with [`libjpeg::Refused`] at the first thing that libjpeg does not like.
+/// Whether there are planes; `None` if only libjpeg's own reader can say so. Unwinds with
+/// [`super::libjpeg::Refused`] at the first thing that libjpeg does not like.
 fn decode(
     bytes: &[u8],
     limits: &MediaLimits,
