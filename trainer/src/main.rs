@@ -263,12 +263,8 @@ struct Place {
 fn main() -> ExitCode {
     imp_schemas::heap::settle();
     let wanted = Cli::parse().command;
-    let trains =
-        matches!(wanted, Command::Fit { .. } | Command::Eval { .. } | Command::Embed { .. } | Command::Bench { .. });
-    if trains || matches!(wanted, Command::Data { .. }) {
+    if matches!(wanted, Command::Fit { .. } | Command::Eval { .. } | Command::Embed { .. } | Command::Bench { .. }) {
         imp_schemas::heap::keep();
-    }
-    if trains {
         imp_trainer::huge_pages::begin();
     }
     match command(wanted) {
