@@ -1,6 +1,6 @@
 //! Promises of `imp_schemas::media` on files from the world, in the folder that IMP_SHARED names.
-#![cfg_attr(feature = "real-data", expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do"))]
-#![cfg(feature = "real-data")]
+#![cfg_attr(real_data, expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do"))]
+#![cfg(real_data)]
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use safetensors::SafeTensors;
 
 /// A folder or file of the shared data.
 fn shared(path: &str) -> PathBuf {
-    let root = std::env::var_os("IMP_SHARED").expect("set IMP_SHARED to the folder with golden/ and data/");
+    let root = std::env::var_os("IMP_SHARED").expect("IMP_SHARED names the folder with data/ and golden/");
     Path::new(&root).join(path)
 }
 

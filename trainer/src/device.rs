@@ -14,6 +14,7 @@ use crate::ops::{self, Precision};
 use crate::plan::{Ceiling, Keeping};
 use crate::search::{self, Embeddings, Found, Query, SearchError};
 use crate::selftest::{self, Check};
+use crate::steps::{self, StepsOptions, StepsReport};
 use crate::train::{self, Fitted, TrainError};
 
 /// A device that this build or machine does not have.
@@ -171,6 +172,18 @@ pub fn fit(
         Device::Cpu(dev) => Ok(train::fit(config, store, run, &dev, opened)?),
         #[cfg(feature = "cuda")]
         Device::Cuda(dev) => Ok(train::fit(config, store, run, &dev, opened)?),
+    }
+}
+
+/// [`steps::measure`] on the config's device.
+///
+/// # Errors
+/// The device cannot be had, or a step failed.
+pub fn steps(config: &TrainConfig, store: &Store, options: StepsOptions) -> Result<StepsReport, DeviceError> {
+    match open(config)? {
+        Device::Cpu(dev) => Ok(steps::measure(config, store, &dev, options)?),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(dev) => Ok(steps::measure(config, store, &dev, options)?),
     }
 }
 

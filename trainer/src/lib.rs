@@ -24,4 +24,5 @@ pub mod plan;
 pub mod search;
 pub mod selftest;
 pub mod shares;
+pub mod steps;
 pub mod train;

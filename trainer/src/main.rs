@@ -1,5 +1,6 @@
 //! `imp-train`: trains one encoder from shards, and scores its checkpoints.
 
+mod cli;
 mod live;
 mod prometheus;
 mod tables;
@@ -10,260 +11,37 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Parser, Subcommand};
+use clap::Parser;
 use imp_loader::{Rank, SimulateOptions, Watch};
 use imp_schemas::batch::{Batch, ExampleId};
 use imp_schemas::checkpoint::CheckpointMeta;
 use imp_schemas::run_file::RunFile;
 use imp_schemas::store::Store;
-use imp_trainer::bench::BenchOptions;
 use imp_trainer::config::{RawTrain, TrainConfig};
 use imp_trainer::data::{self, DataOptions, Observer};
 use imp_trainer::ops::Precision;
 use imp_trainer::search::{self, Query};
+use imp_trainer::steps::StepsOptions;
 use imp_trainer::train::newest_checkpoint;
 use imp_trainer::{device, eval, plan, shares};
 use miette::{IntoDiagnostic, Result, WrapErr, miette};
 use serde_json::json;
 
+use crate::cli::{Cli, Command, Place};
 use crate::live::Live;
 use crate::prometheus::Endpoint;
-
-/// Trains one IMP encoder by alternating gradient descent, and evaluates it.
-#[derive(Parser)]
-#[command(version)]
-struct Cli {
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(Subcommand)]
-enum Command {
-    /// Train until the config's last step; resumes by itself from the newest checkpoint of the run.
-    Fit {
-        #[command(flatten)]
-        place: Place,
-        /// Stop after this many updates instead of `train.steps`; the learning-rate schedule stays the config's.
-        #[arg(long)]
-        steps: Option<u64>,
-        /// Serve the loader's totals for Prometheus at this address, under /metrics.
-        #[arg(long, value_name = "ADDR:PORT")]
-        serve_metrics: Option<SocketAddr>,
-    },
-    /// Score the newest checkpoint on the config's evaluations; writes `scores.json` into the run.
-    Eval {
-        #[command(flatten)]
-        place: Place,
-        /// Also write the scores to this file.
-        #[arg(long, value_name = "FILE")]
-        json: Option<PathBuf>,
-    },
-    /// Embed the media and captions of an evaluation's split with the newest checkpoint, into a Parquet file.
-    Embed {
-        #[command(flatten)]
-        place: Place,
-        /// Name of the `[[train.eval]]` that says which corpus, split and size.
-        #[arg(long, value_name = "NAME")]
-        eval: String,
-        /// The file to write.
-        #[arg(long, value_name = "FILE")]
-        out: PathBuf,
-    },
-    /// Find the media and the captions that are nearest to a text or a file, among those of `imp-train embed`.
-    Search {
-        #[command(flatten)]
-        place: Place,
-        /// What `imp-train embed` wrote.
-        #[arg(long, value_name = "FILE")]
-        among: PathBuf,
-        /// How many of each.
-        #[arg(short, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
-        n: u32,
-        /// One JSON object instead of tables.
-        #[arg(long)]
-        json: bool,
-        /// A picture, a clip or a sound to start from.
-        #[arg(long, value_name = "FILE", conflicts_with = "text", required_unless_present = "text")]
-        file: Option<PathBuf>,
-        /// The text to start from.
-        text: Option<String>,
-    },
-    /// Say what a run will ask of its device: parameters, FLOPs, tokens and memory by task and view. Reads manifests and the footers of
-    /// shards.
-    Plan {
-        #[command(flatten)]
-        place: Place,
-        /// One JSON object instead of tables.
-        #[arg(long)]
-        json: bool,
-    },
-    /// Compare a device with the CPU: losses, gradients, embeddings and updates of small models of odd sizes. Needs no files.
-    Selftest {
-        /// `cpu` or `cuda:N`.
-        #[arg(long, default_value = "cpu")]
-        device: String,
-        /// `f32` or `bf16`; absent: all that the device has.
-        #[arg(long, value_parser = precision)]
-        precision: Option<Precision>,
-        /// Threads on the CPU.
-        #[arg(long, value_name = "N", default_value_t = 2)]
-        threads: usize,
-    },
-    /// Time training steps of a chosen size on made-up pictures and sentences.
-    Bench {
-        /// `cpu` or `cuda:N`.
-        #[arg(long, default_value = "cpu")]
-        device: String,
-        /// `f32` or `bf16`.
-        #[arg(long, value_parser = precision, default_value = "f32")]
-        precision: Precision,
-        #[command(flatten)]
-        size: Size,
-        /// Time each kernel of one more step; on CUDA only.
-        #[arg(long)]
-        profile: bool,
-        /// JSON lines instead of a sentence.
-        #[arg(long)]
-        json: bool,
-    },
-    /// Run the loader against a trainer that takes no time: how fast batches come, what holds them up, what to change.
-    Data {
-        #[command(flatten)]
-        place: Place,
-        /// Batches to take after the first.
-        #[arg(long, value_name = "N", default_value_t = 200, value_parser = clap::value_parser!(u64).range(1..))]
-        steps: u64,
-        /// Milliseconds that the trainer takes for a step.
-        #[arg(long, value_name = "MS", default_value_t = 0)]
-        step_ms: u64,
-        /// Decoding threads, instead of `train.loader.decode_threads`.
-        #[arg(long, value_name = "N")]
-        decode_threads: Option<usize>,
-        /// The first step, counted from 0.
-        #[arg(long, value_name = "N", default_value_t = 0)]
-        from_step: u64,
-        /// This rank's part of every batch, counted from 0.
-        #[arg(long, value_name = "R", default_value_t = 0)]
-        rank: usize,
-        /// Number of ranks.
-        #[arg(long, value_name = "N", default_value_t = 1)]
-        ranks: usize,
-        /// Write a line of JSON for each batch: step, task, view, and of each example corpus, row, epoch and the BLAKE3 of what it
-        /// holds. Costs time.
-        #[arg(long, value_name = "FILE")]
-        digests: Option<PathBuf>,
-        /// Serve the loader's totals for Prometheus at this address, under /metrics.
-        #[arg(long, value_name = "ADDR:PORT")]
-        serve_metrics: Option<SocketAddr>,
-        /// One JSON object instead of tables.
-        #[arg(long)]
-        json: bool,
-    },
-    /// Say what steps will read without reading it: requests, bytes, cache hits and time on a cluster, every shape that a batch may
-    /// have, and how well the order is shuffled. Reads manifests and the footers of shards.
-    Simulate {
-        #[command(flatten)]
-        place: Place,
-        /// Steps to walk.
-        #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..))]
-        steps: u64,
-        /// The first step, counted from 0.
-        #[arg(long, value_name = "N", default_value_t = 0)]
-        from_step: u64,
-        /// Number of ranks, each on a machine of its own.
-        #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
-        ranks: u16,
-        /// Disk cache of each rank, GiB, instead of the config's.
-        #[arg(long, value_name = "GIB")]
-        cache_gib: Option<f64>,
-        /// Milliseconds until the first byte of an answer.
-        #[arg(long, value_name = "MS", default_value_t = 30.0)]
-        latency_ms: f64,
-        /// What one rank reads in a second, MiB.
-        #[arg(long, value_name = "MIB", default_value_t = 200.0)]
-        mib_per_second: f64,
-        /// One JSON object instead of tables.
-        #[arg(long)]
-        json: bool,
-    },
-    /// Say which records a step trains on, past or future, and their captions, crops, flips and frames: by the snapshots that the run's
-    /// newest checkpoint holds, or by the newest ones if there is no run yet.
-    Explain {
-        #[command(flatten)]
-        place: Place,
-        /// Counted from 0.
-        #[arg(long, value_name = "N")]
-        step: u64,
-        /// One JSON object instead of a table.
-        #[arg(long)]
-        json: bool,
-    },
-}
-
-/// Sizes as in the peers' script.
-#[derive(clap::Args)]
-struct Size {
-    #[arg(long, default_value_t = 12)]
-    layers: usize,
-    #[arg(long, default_value_t = 384)]
-    dim: usize,
-    #[arg(long, default_value_t = 6)]
-    heads: usize,
-    #[arg(long, default_value_t = 1536)]
-    ffn: usize,
-    /// Last blocks that have experts.
-    #[arg(long, default_value_t = 0)]
-    moe_layers: usize,
-    #[arg(long, default_value_t = 16)]
-    experts: usize,
-    /// LayerNorm of queries and keys.
-    #[arg(long)]
-    qk_norm: bool,
-    /// A power of two.
-    #[arg(long, default_value_t = 256)]
-    visual_tokens: usize,
-    #[arg(long, default_value_t = 16)]
-    text_tokens: usize,
-    #[arg(long, default_value_t = 8)]
-    batch: usize,
-    #[arg(long, default_value_t = 10)]
-    steps: usize,
-    #[arg(long, default_value_t = 3)]
-    warmup: usize,
-    #[arg(long, default_value_t = 2)]
-    threads: usize,
-    #[arg(long, default_value_t = 1)]
-    seed: u64,
-}
-
-fn precision(name: &str) -> std::result::Result<Precision, String> {
-    match name {
-        "f32" => Ok(Precision::F32),
-        "bf16" => Ok(Precision::Bf16),
-        other => Err(format!("`{other}` is neither `f32` nor `bf16`")),
-    }
-}
-
-#[derive(clap::Args)]
-struct Place {
-    /// The run file; `imp-train` reads its `[train]` table.
-    #[arg(long, value_name = "FILE")]
-    config: PathBuf,
-    /// Where the shards are, instead of the config's `store`: a folder or s3://bucket/prefix.
-    #[arg(long, value_name = "URL")]
-    store: Option<String>,
-    /// Where checkpoints, metrics and scores go, instead of the config's `run`.
-    #[arg(long, value_name = "URL")]
-    run: Option<String>,
-    /// Threads of the matrix products, instead of `train.threads`.
-    #[arg(long, value_name = "N")]
-    threads: Option<usize>,
-}
 
 fn main() -> ExitCode {
     imp_schemas::heap::settle();
     let wanted = Cli::parse().command;
-    if matches!(wanted, Command::Fit { .. } | Command::Eval { .. } | Command::Embed { .. } | Command::Bench { .. }) {
+    if matches!(
+        wanted,
+        Command::Fit { .. }
+            | Command::Eval { .. }
+            | Command::Embed { .. }
+            | Command::Bench { .. }
+            | Command::Steps { .. }
+    ) {
         imp_schemas::heap::keep();
         imp_trainer::huge_pages::begin();
     }
@@ -402,23 +180,7 @@ fn command(command: Command) -> Result<()> {
             Ok(())
         }
         Command::Bench { device, precision, size, profile, json } => {
-            let options = BenchOptions {
-                depth: size.layers,
-                width: size.dim,
-                heads: size.heads,
-                ffn_width: size.ffn,
-                sparse_blocks: size.moe_layers,
-                experts: size.experts,
-                qk_norm: size.qk_norm,
-                visual_tokens: size.visual_tokens,
-                text_tokens: size.text_tokens,
-                batch: size.batch,
-                steps: size.steps.max(1),
-                warmup: size.warmup,
-                threads: size.threads,
-                seed: size.seed,
-                profile,
-            };
+            let options = size.options(profile);
             let line = device::bench(&device, precision, &options).into_diagnostic()?;
             let ceiling = device::ceiling(&device, options.threads).into_diagnostic()?;
             if json {
@@ -427,6 +189,17 @@ fn command(command: Command) -> Result<()> {
                 println!("{}", json!({ "bench": "gemm", "peer": line.peer, "unit": "GFLOP/s", "value": value }));
             } else {
                 print!("{}", tables::of_bench(&line, ceiling.gflops));
+            }
+            Ok(())
+        }
+        Command::Steps { place, rounds, each, json } => {
+            let (config, store) = open_data(&place)?;
+            let options = StepsOptions { n_rounds: rounds as usize, n_each: each as usize };
+            let report = device::steps(&config, &store, options).into_diagnostic()?;
+            if json {
+                println!("{}", serde_json::to_string(&report).into_diagnostic()?);
+            } else {
+                print!("{}", tables::of_steps(&report));
             }
             Ok(())
         }

@@ -11,6 +11,7 @@ use imp_trainer::plan::{Ceiling, Plan};
 use imp_trainer::search::{Found, Hit};
 use imp_trainer::selftest::Check;
 use imp_trainer::shares::TaskShare;
+use imp_trainer::steps::StepsReport;
 
 /// One score as a sentence.
 pub fn one_line(score: &Score) -> String {
@@ -67,6 +68,34 @@ pub fn of_scores(scores: &[Score]) -> Table {
         ]);
     }
     table
+}
+
+/// Times by task and view, and what alternation costs.
+pub fn of_steps(report: &StepsReport) -> String {
+    let mut views = empty();
+    views.set_header(["task", "view", "examples", "ms, same again", "ms, in turn", "ratio"]);
+    for view in &report.views {
+        let (grouped, in_turn) = (view.grouped_seconds, view.in_turn_seconds);
+        views.add_row([
+            view.task.clone(),
+            view.view.to_string(),
+            view.n.to_string(),
+            format!("{:.1}", 1e3 * grouped),
+            format!("{:.1}", 1e3 * in_turn),
+            format!("{:.3}", in_turn / grouped),
+        ]);
+    }
+    let mut out = format!("{views}\n");
+    for (task, view) in &report.left_out {
+        let _ = writeln!(out, "task `{task}`, view {view}: too rare to have met a batch, not timed");
+    }
+    let _ = writeln!(
+        out,
+        "another shape at every step takes {:.3} of the time of the same again and again (median of {} rounds)",
+        report.alternation,
+        report.rounds.len()
+    );
+    out
 }
 
 /// Rates by task, the time of every stage, and what to change.

@@ -169,3 +169,31 @@ fn a_disk_cache_that_killed_ranks_share_changes_nothing_and_spares_every_media_r
     assert!(report["stats"]["reading"]["n_requests"].as_u64().unwrap() > 0 && !cache.exists(), "{report}");
     assert_same(&got, &want);
 }
+
+#[test]
+fn every_task_and_view_of_a_run_is_timed_in_both_orders() {
+    let dir = tempfile::tempdir().unwrap();
+    let url = dir.path().join("store");
+    let url = url.to_str().unwrap();
+    let world = World::make(dir.path(), url, &Store::open(url).unwrap(), Vec::new(), CACHES);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_imp-train"));
+    command.args(["steps", "--json", "--rounds", "2", "--each", "2", "--config"]).arg(&world.run_file);
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let mut timed: Vec<_> = Vec::new();
+    for view in report["views"].as_array().unwrap() {
+        assert!(["grouped_seconds", "in_turn_seconds"].iter().all(|key| view[key].as_f64().unwrap() > 0.0), "{view}");
+        timed.push((view["task"].as_str().unwrap().to_owned(), view["view"].as_u64().unwrap()));
+    }
+    let text = std::fs::read_to_string(&world.run_file).unwrap();
+    let config: Value = serde_json::to_value(toml::from_str::<toml::Table>(&text).unwrap()).unwrap();
+    let tasks = config["train"]["mixture"]["tasks"].as_array().unwrap();
+    let n_views = |task: &Value| task["views"].as_array().map_or(1, Vec::len) as u64;
+    let want: Vec<_> = tasks
+        .iter()
+        .flat_map(|task| (0..n_views(task)).map(|view| (task["name"].as_str().unwrap().to_owned(), view)))
+        .collect();
+    assert_eq!(timed, want);
+    assert_eq!((&report["left_out"], report["rounds"].as_array().unwrap().len()), (&json!([]), 2));
+}

@@ -357,10 +357,10 @@ fn a_listing_of_many_rows_is_not_held_in_memory() {
     assert!(grown < 96, "{grown} MiB");
 }
 
-#[cfg(feature = "real-data")]
+#[cfg(real_data)]
 #[test]
 fn twenty_million_rows_in_a_file_of_two_megabytes_are_streamed() {
-    let shared = std::env::var_os("IMP_SHARED").expect("feature real-data needs IMP_SHARED, the folder with data/");
+    let shared = std::env::var_os("IMP_SHARED").expect("IMP_SHARED names the folder with data/ and golden/");
     let path = Path::new(&shared).join("data/bad/parquet/bomb_20M_rows_20GB.parquet");
     let file = ParquetFile::open(&path).unwrap();
     let (mut n_rows, mut most) = (0, 0);

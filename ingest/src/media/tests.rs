@@ -1,6 +1,6 @@
 //! What may be done to a medium keeps what it promises to keep: on made-up media here, on public ones in `real`.
 
-#[cfg(feature = "real-data")]
+#[cfg(real_data)]
 mod real;
 
 use image::RgbImage;

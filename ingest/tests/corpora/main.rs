@@ -7,6 +7,6 @@
 mod common;
 mod object_storage;
 mod parquet;
-#[cfg(feature = "real-data")]
+#[cfg(real_data)]
 mod real_data;
 mod tables;

@@ -9,7 +9,7 @@ mod failures;
 mod forms;
 mod hosts;
 mod plans;
-#[cfg(feature = "real-data")]
+#[cfg(real_data)]
 mod real_data;
 mod rejects;
 mod shards;

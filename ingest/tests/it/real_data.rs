@@ -9,7 +9,7 @@ use imp_schemas::store::Store;
 use crate::common::{config_of, encode, rejects, seen};
 
 fn data() -> PathBuf {
-    let shared = std::env::var_os("IMP_SHARED").expect("feature real-data needs IMP_SHARED, the folder with data/");
+    let shared = std::env::var_os("IMP_SHARED").expect("IMP_SHARED names the folder with data/ and golden/");
     PathBuf::from(shared).join("data")
 }
 

@@ -1,5 +1,6 @@
 //! Every corpus of the shared data goes in by its documented command, with the counts that its README gives, and comes out clean.
 
+#![cfg(real_data)]
 #![expect(
     clippy::unwrap_used,
     clippy::disallowed_methods,

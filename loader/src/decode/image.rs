@@ -66,17 +66,17 @@ impl Pixels {
 #[cfg(test)]
 mod tests {
     use super::*;
-    #[cfg(feature = "real-data")]
+    #[cfg(real_data)]
     use testkit::golden::{Golden, Values, folder};
 
-    #[cfg(feature = "real-data")]
+    #[cfg(real_data)]
     fn levels(golden: &Golden, name: &str) -> (Vec<usize>, Vec<u8>) {
         let tensor = golden.tensor(name).unwrap();
         let Values::U8(values) = &tensor.values else { panic!("{name} is not u8") };
         (tensor.shape.clone(), values.clone())
     }
 
-    #[cfg(feature = "real-data")]
+    #[cfg(real_data)]
     #[test]
     fn a_crop_is_resized_as_pillow_resizes_it() {
         let golden = Golden::read(&folder(), "image").unwrap();

@@ -277,10 +277,10 @@ mod tests {
     }
 
     /// The figures of `ops/benches/README.md`.
-    #[cfg(feature = "real-data")]
+    #[cfg(real_data)]
     #[test]
     fn photographs_by_planes_are_near_those_by_rgb() {
-        let shared = std::env::var_os("IMP_SHARED").expect("feature real-data needs IMP_SHARED, the folder with data/");
+        let shared = std::env::var_os("IMP_SHARED").expect("IMP_SHARED names the folder with data/ and golden/");
         let folder = std::path::Path::new(&shared).join("data/image/coco-mini/00000");
         let mut photos: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
         photos.retain(|path| path.extension().is_some_and(|ending| ending == "jpg"));

@@ -266,13 +266,13 @@ fn is_whole(bytes: &[u8]) -> Result<(), MediaError> {
     }
 }
 
-#[cfg(all(test, feature = "real-data"))]
+#[cfg(all(test, real_data))]
 mod tests {
     use super::*;
 
     #[test]
     fn frames_of_h264_are_those_of_the_decoder_in_rust_to_the_bit() {
-        let shared = std::env::var_os("IMP_SHARED").expect("set IMP_SHARED to the folder with golden/ and data/");
+        let shared = std::env::var_os("IMP_SHARED").expect("IMP_SHARED names the folder with data/ and golden/");
         let data = std::path::Path::new(&shared).join("data");
         let text = std::fs::read(data.join("ref/video/frames.json")).unwrap();
         let json: serde_json::Value = serde_json::from_slice(&text).unwrap();
@@ -301,7 +301,7 @@ mod tests {
 
     #[test]
     fn frames_are_those_of_ffmpeg_to_the_bit_and_at_its_times() {
-        let shared = std::env::var_os("IMP_SHARED").expect("set IMP_SHARED to the folder with golden/ and data/");
+        let shared = std::env::var_os("IMP_SHARED").expect("IMP_SHARED names the folder with data/ and golden/");
         let data = std::path::Path::new(&shared).join("data");
         let text = std::fs::read(data.join("ref/video/frames.json")).unwrap();
         let json: serde_json::Value = serde_json::from_slice(&text).unwrap();

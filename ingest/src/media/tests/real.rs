@@ -15,7 +15,7 @@ fn files(folder: &str, extensions: &[&str]) -> Vec<PathBuf> {
             if path.is_dir() { walk(&path, out) } else { out.push(path) }
         }
     }
-    let root = std::env::var_os("IMP_SHARED").expect("feature real-data needs IMP_SHARED, the folder with data/");
+    let root = std::env::var_os("IMP_SHARED").expect("IMP_SHARED names the folder with data/ and golden/");
     let mut out = Vec::new();
     walk(&Path::new(&root).join("data").join(folder), &mut out);
     out.retain(|path| path.extension().is_some_and(|e| extensions.iter().any(|x| e.eq_ignore_ascii_case(x))));

@@ -87,7 +87,7 @@ impl Frame {
     }
 
     /// MD5 of an 8-bit 4:2:0 frame's planes, without what stands between rows: ffmpeg's `framemd5`.
-    #[cfg(all(test, feature = "real-data"))]
+    #[cfg(all(test, real_data))]
     pub(super) fn md5(&self) -> Option<String> {
         let (width, height) = self.size();
         let mut raw = Vec::with_capacity(width * height * 3 / 2);
