@@ -26,7 +26,7 @@ use crate::reject::RejectReason;
 pub use audio::{AudioMeta, Waveform, check_audio, read_audio, read_audio_part};
 pub use image::{ImageMeta, read_image};
 pub use planes::{Needed, Plane, PlaneView, Planes, PlanesView, read_planes};
-pub use rgb::packed_rgb;
+pub use rgb::Matrix;
 pub use video::{Frame, Keyframe, VideoMeta, read_frames, read_raw_frames, read_video};
 
 /// One decoded picture or frame.

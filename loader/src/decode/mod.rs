@@ -284,27 +284,18 @@ impl Workbench {
         let frame_len = height * width * 3;
         let (mut n_made, mut fault) = (0, None);
         let Self { pixels, planes, limits, .. } = self;
-        planes.clear();
         let crop = |of| crop_of(recipe, draws, of, height, width);
         // Frames come in the order of `distinct`, and lie there in that order first.
         let mut make = |frame: &Frame<'_>| {
+            let to = &mut out[n_made * frame_len..][..frame_len];
             let upright = if recipe.resizes_planes() { frame.planes()? } else { None };
             if let Some(of) = upright {
-                let crop = crop((of.width, of.height));
-                if !planes.put(&of, crop, distinct.len()) {
-                    let n = planes.n();
-                    planes.take(width, height, &mut out[n_made * frame_len..][..n * frame_len])?;
-                    n_made += n;
-                    planes.put(&of, crop, distinct.len());
-                }
-                return Ok(());
+                planes.crop_resize(&of, crop((of.width, of.height)), width, height, to)?;
+            } else {
+                let frame = pixels.reduce(frame.picture()?, recipe.working_side)?;
+                pixels.crop_resize(&frame, crop((frame.width, frame.height)), width, height, to)?;
             }
-            let n = planes.n();
-            planes.take(width, height, &mut out[n_made * frame_len..][..n * frame_len])?;
-            let frame = pixels.reduce(frame.picture()?, recipe.working_side)?;
-            let to = &mut out[(n_made + n) * frame_len..][..frame_len];
-            pixels.crop_resize(&frame, crop((frame.width, frame.height)), width, height, to)?;
-            n_made += n + 1;
+            n_made += 1;
             Ok::<_, ContentFault>(())
         };
         read_raw_frames(bytes, &distinct, limits, &mut |_, frame| {
@@ -316,10 +307,8 @@ impl Workbench {
         if let Some(fault) = fault {
             return Err(fault);
         }
-        let n = planes.n();
-        planes.take(width, height, &mut out[n_made * frame_len..][..n * frame_len])?;
-        if n_made + n < distinct.len() {
-            return Err(ContentFault::Impossible { what: "a number of frames of", found: (n_made + n).to_string() });
+        if n_made < distinct.len() {
+            return Err(ContentFault::Impossible { what: "a number of frames of", found: n_made.to_string() });
         }
         // Backwards, because no frame moves forward: a clip that is repeated begins with all of its frames.
         for (at, frame_idx) in wanted.iter().enumerate().rev() {

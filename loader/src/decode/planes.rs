@@ -2,58 +2,55 @@
 //! pixels that are left become RGB.
 //!
 //! In: planes, whole or at a half, a quarter or an eighth. Out: u8 sRGB of the size that was asked for. Never: a resize without
-//! antialiasing. The exact way, [`super::image`], turns every pixel of the source into RGB first; how far the two are apart is
-//! said in `ops/benches/README.md` and held by a test.
+//! antialiasing, a plane that is copied, memory in proportion to the picture. The exact way, [`super::image`], turns every pixel of the source
+//! into RGB first; how far the two are apart is said in `ops/benches/README.md` and held by a test.
+//!
+//! Sixteen rows of the output at a time: each plane down, turned on its side, and down again, which is across; colours; turned back. All of it stays in a
+//! core's nearest cache, and every loop goes over values that follow each other.
 
-use fast_image_resize::images::{CroppedImage, Image, ImageRef};
-use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
-use imp_schemas::media::{PlaneView, PlanesView, packed_rgb};
+mod lanes;
+mod taps;
+
+use imp_schemas::media::{Matrix, PlaneView, PlanesView};
 
 use crate::augment::CropBox;
 use crate::error::ContentFault;
+use lanes::{Colours, ROWS};
+use taps::{Span, Taps};
 
-/// Rows that are resized across together: the library takes pixels of four values many times faster than single ones.
-const ROWS: usize = 4;
-/// Brightness of pictures that are resized together: what a core's cache holds.
-const STACKED_BYTES: usize = 2 << 20;
-
-/// Crops and resizes planes on one thread; keeps its buffers. Pictures of one shape, the frames of a clip, may be put one after the
-/// other and taken together: what the resizer works out for a shape it works out once.
+/// Crops and resizes planes on one thread; keeps its buffers, and the weights of the last shape: frames of a clip share them.
 #[derive(Debug, Default)]
 pub struct PlaneResizer {
-    resizer: Resizer,
-    shape: Option<Shape>,
-    /// Pictures that were put.
-    n: usize,
-    luma: Stack,
-    /// Of each picture, both differences of colour.
-    chroma: Stack,
-    /// `[width, 4]`, RGB in the lower bytes.
-    packed: Vec<u32>,
+    luma: Sides,
+    chroma: Sides,
+    strip: Strip,
 }
 
-/// What pictures that are taken together have in common.
-#[derive(Debug, Clone, Copy, PartialEq)]
-struct Shape {
-    luma: Part,
-    chroma: Part,
-    full_range: bool,
-    /// Pictures that there is room for.
-    room: usize,
+/// The part of a plane that is under a crop, and how it becomes the output.
+#[derive(Debug, Default)]
+struct Sides {
+    across: Taps,
+    down: Taps,
 }
 
-/// The part of a plane that is under a crop.
-#[derive(Debug, Clone, Copy, PartialEq)]
-struct Part {
-    across: Span,
-    down: Span,
+/// [`ROWS`] rows of the output on their way.
+#[derive(Debug, Default)]
+struct Strip {
+    /// Of one plane, resized down: `[ROWS, columns]`.
+    rows: Vec<u16>,
+    /// The same as `[columns, ROWS]`.
+    columns: Vec<[u16; ROWS]>,
+    /// Of each plane, resized across: `[width, ROWS]`.
+    across: [Vec<[u16; ROWS]>; 3],
+    /// Red, green, blue: `[width, ROWS]`.
+    rgb: [Vec<[u8; ROWS]>; 3],
 }
 
 impl PlaneResizer {
     /// Writes the part `crop` (pixels of the picture) at `width` × `height` to `out`, `[height, width, 3]`.
     ///
     /// # Errors
-    /// A size that cannot be resized.
+    /// A size that cannot be resized, planes without all of the crop.
     pub fn crop_resize(
         &mut self,
         planes: &PlanesView<'_>,
@@ -62,177 +59,92 @@ impl PlaneResizer {
         height: usize,
         out: &mut [u8],
     ) -> Result<(), ContentFault> {
-        self.clear();
-        self.put(planes, crop, 1);
-        self.take(width, height, out)
-    }
-
-    /// Forgets what was put.
-    pub fn clear(&mut self) {
-        self.shape = None;
-        self.n = 0;
-    }
-
-    /// Pictures that were put and not taken.
-    pub fn n(&self) -> usize {
-        self.n
-    }
-
-    /// Copies the part `crop` of a picture, one of `n_all` that may follow each other; `false` if those that were put must be taken
-    /// first, because they have another shape or are enough.
-    pub fn put(&mut self, planes: &PlanesView<'_>, crop: CropBox, n_all: usize) -> bool {
+        let Self { luma, chroma, strip } = self;
         let [y, cb, cr] = &planes.planes;
-        let room = (STACKED_BYTES / (crop.width * crop.height).max(1)).clamp(1, n_all.max(1));
-        let (luma, chroma) = (Part::of(y, crop), Part::of(cb, crop));
-        let shape = Shape { luma, chroma, full_range: planes.full_range, room };
-        if self.shape.is_some_and(|of_others| of_others != shape) || self.n >= room {
-            return false;
+        let (luma, chroma) = (luma.fit(y, crop, width, height), chroma.fit(cb, crop, width, height));
+        let (Some(luma), Some(chroma)) = (luma, chroma) else {
+            let CropBox { width: w, height: h, .. } = crop;
+            return Err(impossible(format!(
+                "{w} x {h} of {} x {} pixels to {width} x {height}",
+                planes.width, planes.height
+            )));
+        };
+        let parts = [(y, luma), (cb, chroma), (cr, chroma)].map(|(plane, of)| Part::of(plane, of));
+        let [Some(y), Some(cb), Some(cr)] = parts else {
+            return Err(impossible(format!("{} x {} pixels whose planes end early", planes.width, planes.height)));
+        };
+        if out.len() != height * width * 3 {
+            return Err(impossible(format!("{width} x {height} pixels in {} bytes", out.len())));
         }
-        self.luma.put(y, luma, self.n, room);
-        self.chroma.put(cb, chroma, 2 * self.n, 2 * room);
-        self.chroma.put(cr, chroma, 2 * self.n + 1, 2 * room);
-        self.shape = Some(shape);
-        self.n += 1;
-        true
-    }
-
-    /// Writes what was put, in that order, at `width` × `height` to `out`, `[n, height, width, 3]`.
-    ///
-    /// # Errors
-    /// A size that cannot be resized.
-    pub fn take(&mut self, width: usize, height: usize, out: &mut [u8]) -> Result<(), ContentFault> {
-        let (Some(Shape { luma, chroma, full_range, room }), n) = (self.shape, self.n) else { return Ok(()) };
-        self.clear();
-        self.luma.resize(&mut self.resizer, luma, [n, room], [width, height])?;
-        self.chroma.resize(&mut self.resizer, chroma, [2 * n, 2 * room], [width, height])?;
-        let Self { luma, chroma, packed, .. } = self;
-        packed.resize(width * ROWS, 0);
-        // Of each picture, brightness and both colours, four rows at a time.
-        let (row_len, plane_len) = (width * ROWS, width * ROWS * height.div_ceil(ROWS));
-        let pictures = luma.across.chunks_exact(plane_len).zip(chroma.across.chunks_exact(2 * plane_len));
-        for ((y, colours), out) in pictures.zip(out.chunks_exact_mut(height * width * 3)) {
-            let (cb, cr) = colours.split_at(plane_len);
-            let fours = y.chunks_exact(row_len).zip(cb.chunks_exact(row_len)).zip(cr.chunks_exact(row_len));
-            for (((y, cb), cr), rows) in fours.zip(out.chunks_mut(width * 3 * ROWS)) {
-                packed_rgb(full_range, y, cb, cr, packed);
-                for (i, row) in rows.chunks_exact_mut(width * 3).enumerate() {
-                    for (pixel, four) in row.as_chunks_mut::<3>().0.iter_mut().zip(packed.as_chunks::<ROWS>().0) {
-                        let [r, g, b, _] = four[i].to_le_bytes();
-                        *pixel = [r, g, b];
-                    }
-                }
-            }
-        }
+        strip.resize(&[y, cb, cr], &Colours::of(Matrix::of(planes.full_range)), width, out);
         Ok(())
     }
 }
 
-/// Planes of one shape.
-#[derive(Debug, Default)]
-struct Stack {
-    /// Side by side: `[rows, room, columns]`.
-    side_by_side: Vec<u8>,
-    /// Resized down: `[height, n, columns]`; then one below the other, four rows of each together: `[n, height / 4, columns, 4]`.
-    down: Vec<u8>,
-    fours: Vec<u8>,
-    /// Resized across: `[n, height / 4, width, 4]`.
-    across: Vec<u8>,
+impl Sides {
+    /// Weights for the part of `plane` under `crop`, if there are any, and where it lies.
+    fn fit(&mut self, plane: &PlaneView<'_>, crop: CropBox, width: usize, height: usize) -> Option<(&Self, [Span; 2])> {
+        let across = Span::of(crop.left, crop.width, plane.step.0, plane.width);
+        let down = Span::of(crop.top, crop.height, plane.step.1, plane.height);
+        (self.across.fit(across, width) && self.down.fit(down, height)).then_some((self, [across, down]))
+    }
 }
 
-impl Stack {
-    /// Copies `part` of a plane, the `i`-th of `room`.
-    fn put(&mut self, plane: &PlaneView<'_>, part: Part, i: usize, room: usize) {
-        let Part { across, down } = part;
-        self.side_by_side.resize(down.n * room * across.n, 0);
-        let rows = plane.values.chunks(plane.stride).skip(down.first).take(down.n);
-        for (to, row) in self.side_by_side.chunks_exact_mut(room * across.n).zip(rows) {
-            to[i * across.n..][..across.n].copy_from_slice(&row[across.first..][..across.n]);
-        }
+/// A part of a plane, and how it is resized.
+struct Part<'a> {
+    /// From its first value.
+    values: &'a [u8],
+    stride: usize,
+    n_columns: usize,
+    sides: &'a Sides,
+}
+
+impl<'a> Part<'a> {
+    /// `None` if the plane does not have all of it.
+    fn of(plane: &PlaneView<'a>, (sides, [across, down]): (&'a Sides, [Span; 2])) -> Option<Self> {
+        let values = plane.values.get(down.first * plane.stride + across.first..)?;
+        let is_there = values.len() >= (down.n - 1) * plane.stride + across.n;
+        is_there.then_some(Self { values, stride: plane.stride, n_columns: across.n, sides })
     }
+}
 
-    /// The first `n` planes of `room` to `width` × `height`: down first, which leaves fewer rows to go across.
-    fn resize(
-        &mut self,
-        resizer: &mut Resizer,
-        part: Part,
-        [n, room]: [usize; 2],
-        [width, height]: [usize; 2],
-    ) -> Result<(), ContentFault> {
-        let Part { across, down } = part;
-        let (row_len, n_fours) = (n * across.n, height.div_ceil(ROWS));
-        let source = image(room * across.n, down.n, &self.side_by_side, PixelType::U8)?;
-        let source = CroppedImage::new(&source, 0, 0, size(row_len)?, size(down.n)?).map_err(|e| impossible(&e))?;
-        self.down.resize(row_len * height, 0);
-        let mut target = Image::from_slice_u8(size(row_len)?, size(height)?, &mut self.down, PixelType::U8)
-            .map_err(|e| impossible(&e))?;
-        let whole = triangle().crop(0.0, down.offset, row_len as f64, down.len);
-        resizer.resize(&source, &mut target, &whole).map_err(|e| impossible(&e))?;
-
-        self.fours.clear();
-        for i in 0..n {
-            for rows in self.down.chunks(ROWS * row_len) {
-                let last = rows.len() / row_len - 1;
-                let row = |nth: usize| &rows[nth.min(last) * row_len + i * across.n..][..across.n];
-                let rows = row(0).iter().zip(row(1)).zip(row(2)).zip(row(3));
-                self.fours.extend(rows.flat_map(|(((a, b), c), d)| [*a, *b, *c, *d]));
+impl Strip {
+    fn resize(&mut self, parts: &[Part<'_>; 3], colours: &Colours, width: usize, out: &mut [u8]) {
+        for (strip_idx, out) in out.chunks_mut(ROWS * width * 3).enumerate() {
+            for (part, across) in parts.iter().zip(&mut self.across) {
+                let &Part { values, stride, n_columns, sides: Sides { across: to_width, down } } = part;
+                self.rows.resize(ROWS * n_columns, 0);
+                let rows = self.rows.chunks_exact_mut(n_columns).take(out.len() / (width * 3));
+                for (row, i) in rows.zip(strip_idx * ROWS..) {
+                    lanes::sum_rows(&values[down.firsts()[i] * stride..], stride, down.weights_of(i), row);
+                }
+                self.columns.resize(n_columns, [0; ROWS]);
+                lanes::rows_to_columns(&self.rows, n_columns, &mut self.columns);
+                across.resize(width, [0; ROWS]);
+                lanes::sum_columns(&self.columns, to_width.firsts(), to_width.weights(), across);
             }
-        }
-        let source = image(across.n, n * n_fours, &self.fours, PixelType::U8x4)?;
-        self.across.resize(width * n * n_fours * ROWS, 0);
-        let mut target = Image::from_slice_u8(size(width)?, size(n * n_fours)?, &mut self.across, PixelType::U8x4)
-            .map_err(|e| impossible(&e))?;
-        let part = triangle().crop(across.offset, 0.0, across.len, (n * n_fours) as f64);
-        resizer.resize(&source, &mut target, &part).map_err(|e| impossible(&e))
-    }
-}
-
-impl Part {
-    fn of(plane: &PlaneView<'_>, crop: CropBox) -> Self {
-        Self {
-            across: Span::of(crop.left, crop.width, plane.step.0, plane.width),
-            down: Span::of(crop.top, crop.height, plane.step.1, plane.height),
+            let [y, cb, cr] = self.across.each_ref().map(|values| values.as_flattened());
+            let [red, green, blue] = &mut self.rgb;
+            for values in [&mut *red, green, blue] {
+                values.resize(width, [0; ROWS]);
+            }
+            let [r, g, b] = [&mut *red, green, blue].map(|values| values.as_flattened_mut());
+            lanes::rgb(colours, y, cb, cr, r, g, b);
+            lanes::write_rows(red, green, blue, out);
         }
     }
 }
 
-/// What pixels of one side are in values of a plane: whole values that hold them, and where in those they begin and end.
-#[derive(Debug, Clone, Copy, PartialEq)]
-struct Span {
-    first: usize,
-    n: usize,
-    offset: f64,
-    len: f64,
-}
-
-impl Span {
-    fn of(start: usize, len: usize, step: usize, n_values: usize) -> Self {
-        let first = start / step;
-        let n = (start + len).div_ceil(step).min(n_values) - first;
-        let (offset, len) = ((start - first * step) as f64 / step as f64, len as f64 / step as f64);
-        Self { first, n, offset, len: len.min(n as f64 - offset) }
-    }
-}
-
-fn image(width: usize, height: usize, values: &[u8], kind: PixelType) -> Result<ImageRef<'_>, ContentFault> {
-    ImageRef::new(size(width)?, size(height)?, values, kind).map_err(|e| impossible(&e))
-}
-
-fn triangle() -> ResizeOptions {
-    ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Bilinear)).use_alpha(false)
-}
-
-fn size(n: usize) -> Result<u32, ContentFault> {
-    u32::try_from(n).map_err(|_| impossible(&format_args!("{n} values on a side")))
-}
-
-fn impossible(found: &dyn std::fmt::Display) -> ContentFault {
-    ContentFault::Impossible { what: "a picture that cannot be resized:", found: found.to_string() }
+fn impossible(found: String) -> ContentFault {
+    ContentFault::Impossible { what: "a picture that cannot be resized:", found }
 }
 
 #[cfg(test)]
 mod tests {
     use ::image::{Rgb, RgbImage};
     use imp_schemas::media::{MediaLimits, Needed, Planes, read_image, read_planes, read_raw_frames};
+    use imp_schemas::rng::{Role, rng_for};
+    use proptest::prelude::*;
     use testkit::media::jpeg_bytes;
 
     use super::*;
@@ -318,7 +230,6 @@ mod tests {
         let clip = testkit::media::mp4_bytes(&[frame(0), frame(9), frame(20)], 8.0).unwrap();
         let (crop, side) = (CropBox { left: 11, top: 7, width: 121, height: 100 }, 64);
         let (mut n_frames, mut exact, mut quick) = (0, vec![0; side * side * 3], vec![0; side * side * 3]);
-        let (mut stack, mut one_by_one) = (PlaneResizer::default(), Vec::new());
         read_raw_frames(&clip, &[0, 1, 2], &MediaLimits::default(), &mut |_, frame| {
             let planes = frame.planes()?.unwrap();
             assert_eq!((planes.width, planes.height), (160, 120));
@@ -328,16 +239,101 @@ mod tests {
                 exact.iter().zip(&quick).map(|(a, b)| f64::from(a.abs_diff(*b))).sum::<f64>() / exact.len() as f64;
             assert!(off <= 1.0, "{off} levels on average");
             n_frames += 1;
-            one_by_one.extend_from_slice(&quick);
-            assert!(stack.put(&planes, crop, 3));
-            let other = CropBox { left: 12, ..crop };
-            assert!(!stack.put(&planes, other, 3), "of another shape, or one too many");
             Ok(())
         })
         .unwrap();
-        assert_eq!((n_frames, stack.n()), (3, 3));
-        let mut together = vec![0; 3 * side * side * 3];
-        stack.take(side, side, &mut together).unwrap();
-        assert!(together == one_by_one && stack.n() == 0);
+        assert_eq!(n_frames, 3);
+    }
+
+    /// What a pixel at (`x`, `y`) must be, in floating point, after Pillow's triangle.
+    fn exact(view: &PlanesView<'_>, crop: CropBox, [width, height]: [usize; 2], x: usize, y: usize) -> [f64; 3] {
+        let weights = |start: usize, len: usize, step: usize, n_values: usize, n_out: usize, at: usize| {
+            let (start, end) = (start as f64 / step as f64, ((start + len) as f64 / step as f64).min(n_values as f64));
+            let (first, last) = (start.floor(), end.ceil().min(n_values as f64));
+            let scale = (end - start) / n_out as f64;
+            let (centre, reach) = (start + (at as f64 + 0.5) * scale, scale.max(1.0));
+            let weight = |i: usize| {
+                let inside = (first..last).contains(&(i as f64));
+                if inside { (1.0 - ((i as f64 + 0.5 - centre) / reach).abs()).max(0.0) } else { 0.0 }
+            };
+            let all: f64 = (0..n_values).map(weight).sum();
+            (0..n_values).map(|i| weight(i) / all).collect::<Vec<_>>()
+        };
+        let [luma, u, v] = [0, 1, 2].map(|i| {
+            let plane = &view.planes[i];
+            let across = weights(crop.left, crop.width, plane.step.0, plane.width, width, x);
+            let down = weights(crop.top, crop.height, plane.step.1, plane.height, height, y);
+            let value = |r: usize, c: usize| f64::from(plane.values[r * plane.stride + c]);
+            let row = |r: usize| across.iter().enumerate().map(|(c, w)| w * value(r, c)).sum::<f64>();
+            down.iter().enumerate().map(|(r, w)| w * row(r)).sum::<f64>()
+        });
+        let (luma, chroma) = if view.full_range { (luma, 1.0) } else { ((luma - 16.0) * 255.0 / 219.0, 255.0 / 224.0) };
+        let (u, v) = ((u - 128.0) * chroma, (v - 128.0) * chroma);
+        let rgb = [luma + 1.402 * v, luma - 0.344_136 * u - 0.714_136 * v, luma + 1.772 * u];
+        rgb.map(|level| level.clamp(0.0, 255.0))
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn every_pixel_is_that_of_the_formula_at_every_size_crop_and_sampling(
+            (size, target, halves) in ([1..90_usize, 1..90_usize], [1..70_usize, 1..70_usize], [1..=2_usize, 1..=2_usize]),
+            place in [0.0..1.0_f64, 0.0..1.0, 0.0..1.0, 0.0..1.0],
+            (full_range, padding, seed) in (any::<bool>(), 0..5_usize, any::<u64>()),
+        ) {
+            let [width, height] = size;
+            let part = |start: f64, len: f64, of: usize| {
+                let len = ((len * of as f64) as usize).clamp(1, of);
+                ((start * (of - len + 1) as f64) as usize, len)
+            };
+            let ((left, w), (top, h)) = (part(place[0], place[1], width), part(place[2], place[3], height));
+            let crop = CropBox { left, top, width: w, height: h };
+            let mut rng = rng_for(seed, Role::Augment, &[]);
+            let mut plane = |step: [usize; 2]| {
+                let [columns, rows] = [width.div_ceil(step[0]), height.div_ceil(step[1])];
+                // Blocks of one level and noise: edges, flats and extremes.
+                let levels: Vec<u64> = (0..9).map(|_| rng.below(3) * 127 + rng.below(2)).collect();
+                let value = |i: usize| (levels[i / 13 % 9] + rng.below(2) * rng.below(3)).min(255) as u8;
+                (0..(columns + padding) * rows).map(value).collect::<Vec<u8>>()
+            };
+            let values = [plane([1, 1]), plane(halves), plane(halves)];
+            let of = |i: usize, step: [usize; 2]| PlaneView {
+                width: width.div_ceil(step[0]),
+                height: height.div_ceil(step[1]),
+                values: &values[i],
+                stride: width.div_ceil(step[0]) + padding,
+                step: (step[0], step[1]),
+            };
+            let planes = [of(0, [1, 1]), of(1, halves), of(2, halves)];
+            let view = PlanesView { width, height, planes, full_range };
+            let mut out = vec![0; target[0] * target[1] * 3];
+            let mut resizer = PlaneResizer::default();
+            // Buffers of another shape before.
+            resizer.crop_resize(&view, CropBox { left: 0, top: 0, width, height }, 17, 18, &mut vec![0; 17 * 18 * 3]).unwrap();
+            resizer.crop_resize(&view, crop, target[0], target[1], &mut out).unwrap();
+            for (i, got) in out.as_chunks::<3>().0.iter().enumerate() {
+                let wanted = exact(&view, crop, target, i % target[0], i / target[0]);
+                for (got, wanted) in got.iter().zip(wanted) {
+                    prop_assert!((f64::from(*got) - wanted).abs() <= 0.9, "pixel {i}: {got}, {wanted}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn planes_that_end_early_and_sizes_of_nothing_are_refused() {
+        let values = [9; 8 * 6];
+        let of = |n: usize| PlaneView { width: 8, height: 6, values: &values[..n], stride: 8, step: (1, 1) };
+        let view = |n: usize| PlanesView { width: 8, height: 6, planes: [of(48), of(48), of(n)], full_range: true };
+        let whole = CropBox { left: 0, top: 0, width: 8, height: 6 };
+        let resize = |n: usize, crop: CropBox, side: usize| {
+            PlaneResizer::default().crop_resize(&view(n), crop, side, side, &mut vec![0; side * side * 3])
+        };
+        assert!(resize(48, whole, 4).is_ok());
+        for (n, crop, side) in [(47, whole, 4), (48, CropBox { width: 0, ..whole }, 4), (48, whole, 0)] {
+            assert!(resize(n, crop, side).is_err(), "{n} {crop:?} {side}");
+        }
+        assert!(resize(40, CropBox { height: 5, ..whole }, 4).is_ok(), "what lies below the crop need not be there");
     }
 }

@@ -47,16 +47,16 @@ pub(super) fn of_420(
     planes.check(width, height)?;
     let half_width = width.div_ceil(2);
     let [y_stride, u_stride, v_stride] = planes.strides;
-    let scale = Scale::of(full_range);
+    let matrix = Matrix::of(full_range);
     let mut rgb = vec![0; width * height * 3];
     let mut shifts = [vec![0_i32; width], vec![0; width], vec![0; width]];
     let mut packed = vec![0_u32; width];
     let halves = planes.u.chunks(u_stride).zip(planes.v.chunks(v_stride));
     // Two rows share their chroma; the last of an odd height has its own.
     for ((out, y), (u, v)) in rgb.chunks_mut(width * 6).zip(planes.y.chunks(y_stride * 2)).zip(halves) {
-        shifts_of_row(scale, &u[..half_width], &v[..half_width], &mut shifts);
+        shifts_of_row(matrix, &u[..half_width], &v[..half_width], &mut shifts);
         for (out, y) in out.chunks_exact_mut(width * 3).zip(y.chunks(y_stride)) {
-            row_to_rgb(scale.luma, &y[..width], &shifts, &mut packed);
+            row_to_rgb(matrix.luma, &y[..width], &shifts, &mut packed);
             for (pixel, packed) in out.as_chunks_mut::<3>().0.iter_mut().zip(&packed) {
                 let [r, g, b, _] = packed.to_le_bytes();
                 *pixel = [r, g, b];
@@ -66,46 +66,14 @@ pub(super) fn of_420(
     Ok(Picture { width, height, rgb })
 }
 
-/// RGB of values that stand for the same places, a pixel in the lower three bytes of each number: the arithmetic of whole frames, for planes
-/// that were brought to one size before.
-pub fn packed_rgb(full_range: bool, y: &[u8], cb: &[u8], cr: &[u8], packed: &mut [u32]) {
-    #[cfg(target_arch = "x86_64")]
-    if std::arch::is_x86_feature_detected!("avx2") {
-        // SAFETY: the processor has what the function is compiled for.
-        return unsafe { packed_rgb_avx2(Scale::of(full_range), y, cb, cr, packed) };
-    }
-    pack(Scale::of(full_range), y, cb, cr, packed);
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn packed_rgb_avx2(scale: &Scale, y: &[u8], cb: &[u8], cr: &[u8], packed: &mut [u32]) {
-    pack(scale, y, cb, cr, packed);
-}
-
-/// Sums of three bytes and constants below 2^18 stay within 32 bits; a check of that would keep the compiler from taking eight
-/// pixels at a time.
-#[inline(always)]
-fn pack(scale: &Scale, y: &[u8], cb: &[u8], cr: &[u8], packed: &mut [u32]) {
-    for (((&y, &u), &v), packed) in y.iter().zip(cb).zip(cr).zip(packed) {
-        let (u, v) = (i32::from(u) - 128, i32::from(v) - 128);
-        let luma = i32::from(y).wrapping_mul(scale.luma).wrapping_add(scale.offset);
-        let r = luma.wrapping_add(v.wrapping_mul(scale.red_v));
-        let g = luma.wrapping_add(u.wrapping_mul(scale.green_u)).wrapping_add(v.wrapping_mul(scale.green_v));
-        let b = luma.wrapping_add(u.wrapping_mul(scale.blue_u));
-        let [r, g, b] = [r, g, b].map(|sum| (sum >> 16).clamp(0, 255) as u32);
-        *packed = r | g << 8 | b << 16;
-    }
-}
-
 /// What the chroma of a row adds to each of its pixels: red, green, blue.
-fn shifts_of_row(scale: &Scale, u: &[u8], v: &[u8], [red, green, blue]: &mut [Vec<i32>; 3]) {
+fn shifts_of_row(matrix: &Matrix, u: &[u8], v: &[u8], [red, green, blue]: &mut [Vec<i32>; 3]) {
     let pixels = red.chunks_mut(2).zip(green.chunks_mut(2)).zip(blue.chunks_mut(2));
     for (((red, green), blue), (&u, &v)) in pixels.zip(u.iter().zip(v)) {
         let (u, v) = (i32::from(u) - 128, i32::from(v) - 128);
-        red.fill(scale.red_v * v + scale.offset);
-        green.fill(scale.green_u * u + scale.green_v * v + scale.offset);
-        blue.fill(scale.blue_u * u + scale.offset);
+        red.fill(matrix.red_v * v + matrix.offset());
+        green.fill(matrix.green_u * u + matrix.green_v * v + matrix.offset());
+        blue.fill(matrix.blue_u * u + matrix.offset());
     }
 }
 
@@ -135,35 +103,36 @@ fn convert(luma: i32, y: &[u8], [red, green, blue]: &[Vec<i32>; 3], packed: &mut
     }
 }
 
-/// YCbCr → RGB in 16-bit fixed point; `offset` holds the rounding and the luma of black.
-struct Scale {
-    luma: i32,
-    red_v: i32,
-    green_u: i32,
-    green_v: i32,
-    blue_u: i32,
-    offset: i32,
+/// YCbCr → RGB of ITU-R BT.601, factors times 2^16.
+#[derive(Debug)]
+pub struct Matrix {
+    /// Level of luma that is black.
+    pub black: i32,
+    pub luma: i32,
+    pub red_v: i32,
+    pub green_u: i32,
+    pub green_v: i32,
+    pub blue_u: i32,
 }
 
-impl Scale {
-    fn of(full_range: bool) -> &'static Self {
+impl Matrix {
+    /// Of luma from 0 to 255, as in JPEG, or from 16 to 235.
+    pub fn of(full_range: bool) -> &'static Self {
         if full_range { &FULL_RANGE } else { &LIMITED_RANGE }
+    }
+
+    /// Rounding, and the luma of black.
+    fn offset(&self) -> i32 {
+        (1 << 15) - self.black * self.luma
     }
 }
 
-/// BT.601, luma 16 to 235: 255/219, and 255/224 times 1.402, -0.344136, -0.714136, 1.772.
-const LIMITED_RANGE: Scale = Scale {
-    luma: 76_309,
-    red_v: 104_597,
-    green_u: -25_675,
-    green_v: -53_279,
-    blue_u: 132_201,
-    offset: (1 << 15) - 16 * 76_309,
-};
+/// 255/219, and 255/224 times 1.402, -0.344136, -0.714136, 1.772.
+const LIMITED_RANGE: Matrix =
+    Matrix { black: 16, luma: 76_309, red_v: 104_597, green_u: -25_675, green_v: -53_279, blue_u: 132_201 };
 
-/// BT.601, luma 0 to 255, as in JPEG.
-const FULL_RANGE: Scale =
-    Scale { luma: 1 << 16, red_v: 91_881, green_u: -22_554, green_v: -46_802, blue_u: 116_130, offset: 1 << 15 };
+const FULL_RANGE: Matrix =
+    Matrix { black: 0, luma: 1 << 16, red_v: 91_881, green_u: -22_554, green_v: -46_802, blue_u: 116_130 };
 
 /// Turns a picture clockwise.
 pub(super) fn turned(picture: Picture, quarter_turns: u8) -> Picture {
@@ -193,16 +162,14 @@ mod tests {
 
     #[test]
     fn colours_are_those_of_bt_601_in_both_ranges() {
-        let mut packed = [0; 4];
-        packed_rgb(true, &[0, 255, 76, 128], &[128, 128, 85, 128], &[128, 128, 255, 128], &mut packed);
-        assert_eq!(packed, [0, 0x00ff_ffff, 0x0000_00fe, 0x0080_8080]);
-        packed_rgb(false, &[16, 235, 0, 255], &[128; 4], &[128; 4], &mut packed);
-        assert_eq!(packed, [0, 0x00ff_ffff, 0, 0x00ff_ffff]);
-        let (y, u, v) = ([81, 145, 41, 210], [90, 54], [240, 34]);
-        let planes = Planes { y: &y, u: &u, v: &v, strides: [4, 2, 2] };
-        let picture = of_420(4, 1, &planes, false).unwrap();
-        packed_rgb(false, &y, &[90, 90, 54, 54], &[240, 240, 34, 34], &mut packed);
-        let unpacked: Vec<u8> = packed.iter().flat_map(|pixel| pixel.to_le_bytes()[..3].to_vec()).collect();
-        assert_eq!(picture.rgb, unpacked);
+        let rgb = |full_range, y: [u8; 4], u: [u8; 2], v: [u8; 2]| {
+            let planes = Planes { y: &y, u: &u, v: &v, strides: [4, 2, 2] };
+            of_420(4, 1, &planes, full_range).unwrap().rgb
+        };
+        let grey = |levels: [u8; 4]| levels.map(|level| [level; 3]).concat();
+        assert_eq!(rgb(true, [0, 255, 128, 7], [128; 2], [128; 2]), grey([0, 255, 128, 7]));
+        assert_eq!(rgb(true, [76; 4], [85; 2], [255; 2]), [254, 0, 0].repeat(4));
+        assert_eq!(rgb(false, [16, 235, 0, 255], [128; 2], [128; 2]), grey([0, 255, 0, 255]));
+        assert_eq!(rgb(false, [81; 4], [90; 2], [240; 2]), [254, 0, 0].repeat(4));
     }
 }
