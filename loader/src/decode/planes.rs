@@ -113,13 +113,17 @@ impl Strip {
         for (strip_idx, out) in out.chunks_mut(ROWS * width * 3).enumerate() {
             for (part, across) in parts.iter().zip(&mut self.across) {
                 let &Part { values, stride, n_columns, sides: Sides { across: to_width, down } } = part;
-                self.rows.resize(ROWS * n_columns, 0);
-                let rows = self.rows.chunks_exact_mut(n_columns).take(out.len() / (width * 3));
+                // What lies beside the part is summed with it, where it is there, and counts for nothing.
+                let row_len = n_columns.next_multiple_of(lanes::WHOLE);
+                self.rows.resize(ROWS * row_len, 0);
+                let rows = self.rows.chunks_exact_mut(row_len).take(out.len() / (width * 3));
                 for (row, i) in rows.zip(strip_idx * ROWS..) {
-                    lanes::sum_rows(&values[down.firsts()[i] * stride..], stride, down.weights_of(i), row);
+                    let (values, weights) = (&values[down.firsts()[i] * stride..], down.weights_of(i));
+                    let n = row_len.min(values.len() - (weights.len() - 1) * stride);
+                    lanes::sum_rows(values, stride, weights, &mut row[..n]);
                 }
-                self.columns.resize(n_columns, [0; ROWS]);
-                lanes::rows_to_columns(&self.rows, n_columns, &mut self.columns);
+                self.columns.resize(row_len, [0; ROWS]);
+                lanes::rows_to_columns(&self.rows, row_len, &mut self.columns);
                 across.resize(width, [0; ROWS]);
                 lanes::sum_columns(&self.columns, to_width.firsts(), to_width.weights(), across);
             }

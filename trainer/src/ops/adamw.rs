@@ -27,8 +27,7 @@ pub(super) fn stock<D: Device<f32>>(
     p.try_axpy(1.0, &move_by, -step.lr)
 }
 
-/// All parameters in parallel. The direction takes the gradient's place and becomes a tensor, so that the parameter moves in place: to
-/// change its values here they would have to be copied out and back.
+/// All parameters in one pass over host slices, parameters in parallel.
 pub(super) fn fused(
     parameters: Vec<&mut Flat<Cpu>>,
     grads: &mut Gradients<f32, Cpu>,
@@ -46,12 +45,8 @@ pub(super) fn fused(
     }
     // Large ones first, so that none is left to one thread at the end.
     jobs.sort_by_key(|(_, g, ..)| std::cmp::Reverse(g.len()));
-    let moved = host::run(jobs, |(p, mut g, mu, nu, step)| {
-        simd::adamw(&mut g, mu, nu, &step);
-        let direction = p.device().try_tensor_from_vec(std::mem::take(&mut *g), *p.shape())?;
-        p.try_axpy(1.0 - f64::from(step.lr) * f64::from(step.weight_decay), &direction, -step.lr)
-    });
-    moved.into_iter().collect()
+    host::run(jobs, |(p, g, mu, nu, step)| host::change_values(p, |values| simd::adamw(values, &g, mu, nu, &step)));
+    Ok(())
 }
 
 /// Sums of squares of the gradients, f64, parameters in parallel.

@@ -145,3 +145,12 @@ pub fn with_values<S: Shape, R>(tensor: &Tensor<S, f32, Cpu>, look: impl FnOnce(
         look(values)
     })
 }
+
+/// Lets `change` change the values of a tensor, which have to be copied out and back.
+pub fn change_values<S: Shape>(tensor: &mut Tensor<S, f32, Cpu>, change: impl FnOnce(&mut [f32])) {
+    with_room(tensor.shape().num_elements(), |values| {
+        Cpu::copy_into(tensor, values);
+        change(values);
+        tensor.copy_from(values);
+    });
+}

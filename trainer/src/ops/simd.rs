@@ -320,14 +320,15 @@ vectorised! {
         }
     }
 
-    /// Moves the moments of one parameter by its gradient, and makes of that the direction of AdamW's update; see [`crate::optim`].
-    pub fn adamw(g: &mut [f32], mu: &mut [f32], nu: &mut [f32], step: &crate::optim::AdamWStep) {
+    /// One AdamW update of one parameter; see [`crate::optim`].
+    pub fn adamw(p: &mut [f32], g: &[f32], mu: &mut [f32], nu: &mut [f32], step: &crate::optim::AdamWStep) {
         let (c1, c2) = step.correction;
-        for ((to, m), v) in g.iter_mut().zip(mu).zip(nu) {
-            let g = *to * step.grad_scale;
+        for (((p, &g), m), v) in p.iter_mut().zip(g).zip(mu).zip(nu) {
+            let g = g * step.grad_scale;
             *m = step.b1 * *m + step.rest.0 * g;
             *v = step.b2 * *v + step.rest.1 * (g * g);
-            *to = (*m / c1) / ((*v / c2).sqrt() + step.eps);
+            let move_by = (*m / c1) / ((*v / c2).sqrt() + step.eps) + step.weight_decay * *p;
+            *p -= step.lr * move_by;
         }
     }
 

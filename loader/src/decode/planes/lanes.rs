@@ -7,6 +7,8 @@ use imp_schemas::media::Matrix;
 
 /// Rows that go together.
 pub const ROWS: usize = 16;
+/// Rows are whole multiples of so many values while they are summed and turned: a rest is done one by one.
+pub const WHOLE: usize = 32;
 
 /// Defines a function that is compiled for AVX2 too, and chosen by processor at run time.
 macro_rules! vectorised {
@@ -41,81 +43,7 @@ fn begin(n: usize) -> u16 {
     (n / 2).min(200) as u16
 }
 
-/// As [`sum_columns`], of `N` columns each: the compiler then keeps the sum where it is.
-#[inline(always)]
-fn sum_few<const N: usize>(columns: &[[u16; ROWS]], firsts: &[usize], weights: &[u16], out: &mut [[u16; ROWS]]) {
-    for ((out, &first), weights) in out.iter_mut().zip(firsts).zip(weights.as_chunks::<N>().0) {
-        let Some(columns) = columns[first..].first_chunk::<N>() else { return };
-        for i in 0..ROWS {
-            let mut sum = begin(N);
-            for k in 0..N {
-                sum = sum.wrapping_add(share(columns[k][i], weights[k]));
-            }
-            out[i] = sum;
-        }
-    }
-}
-
 vectorised! {
-    /// Rows of `values`, `stride` apart, summed by `weights` into `out`, times 256.
-    pub fn sum_rows(values: &[u8], stride: usize, weights: &[u16], out: &mut [u16]) {
-        out.fill(begin(weights.len()));
-        for (at, weights) in weights.chunks(4).enumerate() {
-            let values = &values[4 * at * stride..];
-            let n = out.len();
-            let row = |k: usize| &values[k * stride..][..n];
-            match *weights {
-                [a, b, c, d] => {
-                    let (p, q, r, s) = (row(0), row(1), row(2), row(3));
-                    for ((((sum, &p), &q), &r), &s) in out.iter_mut().zip(p).zip(q).zip(r).zip(s) {
-                        let [p, q, r, s] = [p, q, r, s].map(|value| u16::from(value) << 8);
-                        let two = share(p, a).wrapping_add(share(q, b));
-                        *sum = sum.wrapping_add(two).wrapping_add(share(r, c).wrapping_add(share(s, d)));
-                    }
-                }
-                [a, b, c] => {
-                    let (p, q, r) = (row(0), row(1), row(2));
-                    for (((sum, &p), &q), &r) in out.iter_mut().zip(p).zip(q).zip(r) {
-                        let [p, q, r] = [p, q, r].map(|value| u16::from(value) << 8);
-                        *sum = sum.wrapping_add(share(p, a)).wrapping_add(share(q, b)).wrapping_add(share(r, c));
-                    }
-                }
-                [a, b] => {
-                    let (p, q) = (row(0), row(1));
-                    for ((sum, &p), &q) in out.iter_mut().zip(p).zip(q) {
-                        let [p, q] = [p, q].map(|value| u16::from(value) << 8);
-                        *sum = sum.wrapping_add(share(p, a)).wrapping_add(share(q, b));
-                    }
-                }
-                [a] => {
-                    for (sum, &p) in out.iter_mut().zip(row(0)) {
-                        *sum = sum.wrapping_add(share(u16::from(p) << 8, a));
-                    }
-                }
-                _ => {}
-            }
-        }
-    }
-
-    /// Of each column of `out` the sum of as many of `columns` as there are weights for it, from the one that `firsts` says.
-    pub fn sum_columns(columns: &[[u16; ROWS]], firsts: &[usize], weights: &[u16], out: &mut [[u16; ROWS]]) {
-        match weights.len() / firsts.len() {
-            2 => sum_few::<2>(columns, firsts, weights, out),
-            3 => sum_few::<3>(columns, firsts, weights, out),
-            4 => sum_few::<4>(columns, firsts, weights, out),
-            n => {
-                for ((out, &first), weights) in out.iter_mut().zip(firsts).zip(weights.chunks_exact(n)) {
-                    *out = [begin(n); ROWS];
-                    for (column, &weight) in columns[first..][..n].iter().zip(weights) {
-                        for i in 0..ROWS {
-                            out[i] = out[i].wrapping_add(share(column[i], weight));
-                        }
-                    }
-                }
-            }
-        }
-    }
-
     /// Red, green and blue of values that stand for the same places; of each, as many bytes.
     pub fn rgb(colours: &Colours, y: &[u16], cb: &[u16], cr: &[u16], red: &mut [u8], green: &mut [u8], blue: &mut [u8]) {
         let part = |value: i16, factor: i16| ((i32::from(value) * i32::from(factor)) >> 16) as i16;
@@ -134,15 +62,14 @@ vectorised! {
         }
     }
 
-    /// [`ROWS`] rows of `rows`, each `stride` long, to columns. `columns` may be fewer than a row is long.
+    /// [`ROWS`] rows of `rows`, each `stride` long, to columns, as many as whole eights of them are asked for.
     pub fn rows_to_columns(rows: &[u16], stride: usize, columns: &mut [[u16; ROWS]]) {
         const SIDE: usize = 8;
-        let (blocks, rest) = columns.as_chunks_mut::<SIDE>();
-        let n_blocks = blocks.len();
+        let blocks = columns.as_chunks_mut::<SIDE>().0;
         for half in [0, SIDE] {
             let mut parts = [&[][..]; SIDE];
             for (r, part) in parts.iter_mut().enumerate() {
-                *part = &rows[(half + r) * stride..].as_chunks::<SIDE>().0[..n_blocks];
+                *part = &rows[(half + r) * stride..].as_chunks::<SIDE>().0[..blocks.len()];
             }
             for (i, block) in blocks.iter_mut().enumerate() {
                 let mut values = [[0; SIDE]; SIDE];
@@ -153,12 +80,6 @@ vectorised! {
                 for c in 0..SIDE {
                     block[c][half..half + SIDE].copy_from_slice(&turned[c]);
                 }
-            }
-        }
-        let first = n_blocks * SIDE;
-        for (i, column) in rest.iter_mut().enumerate() {
-            for (r, to) in column.iter_mut().enumerate() {
-                *to = rows[r * stride + first + i];
             }
         }
     }
@@ -188,6 +109,87 @@ vectorised! {
                 }
             }
         }
+    }
+}
+
+/// Rows of `values`, `stride` apart, summed by `weights` into `out`, times 256.
+pub fn sum_rows(values: &[u8], stride: usize, weights: &[u16], out: &mut [u16]) {
+    let mut n_done = 0;
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx2") {
+        // SAFETY: the processor has what the function is compiled for.
+        n_done = unsafe { sum_rows_avx2(values, stride, weights, out) };
+    }
+    let rest = &mut out[n_done..];
+    rest.fill(begin(weights.len()));
+    for (k, &weight) in weights.iter().enumerate() {
+        for (sum, &value) in rest.iter_mut().zip(&values[k * stride + n_done..]) {
+            *sum = sum.wrapping_add(share(u16::from(value) << 8, weight));
+        }
+    }
+}
+
+/// The same of as many whole [`WHOLE`]s as `out` has; says how many values these are. Written out, as [`sum_columns_avx2`].
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn sum_rows_avx2(values: &[u8], stride: usize, weights: &[u16], out: &mut [u16]) -> usize {
+    use std::arch::x86_64::{
+        __m128i, __m256i, _mm256_add_epi16, _mm256_cvtepu8_epi16, _mm256_mulhi_epu16, _mm256_set1_epi16,
+        _mm256_slli_epi16,
+    };
+    let first = _mm256_set1_epi16(begin(weights.len()) as i16);
+    let out = out.as_chunks_mut::<WHOLE>().0;
+    for (at, out) in out.iter_mut().enumerate() {
+        let mut sums = [first; 2];
+        for (k, &weight) in weights.iter().enumerate() {
+            let weight = _mm256_set1_epi16(weight as i16);
+            let Some(values) = values[k * stride + at * WHOLE..].first_chunk::<WHOLE>() else { return at * WHOLE };
+            // SAFETY: both are 32 bytes.
+            let values: [__m128i; 2] = unsafe { std::mem::transmute(*values) };
+            for half in 0..2 {
+                let wide = _mm256_slli_epi16::<8>(_mm256_cvtepu8_epi16(values[half]));
+                sums[half] = _mm256_add_epi16(sums[half], _mm256_mulhi_epu16(wide, weight));
+            }
+        }
+        // SAFETY: both are 32 numbers of 16 bits.
+        *out = unsafe { std::mem::transmute::<[__m256i; 2], [u16; WHOLE]>(sums) };
+    }
+    out.len() * WHOLE
+}
+
+/// Of each column of `out` the sum of as many of `columns` as there are weights for it, from the one that `firsts` says.
+pub fn sum_columns(columns: &[[u16; ROWS]], firsts: &[usize], weights: &[u16], out: &mut [[u16; ROWS]]) {
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx2") {
+        // SAFETY: the processor has what the function is compiled for.
+        return unsafe { sum_columns_avx2(columns, firsts, weights, out) };
+    }
+    let n = weights.len() / firsts.len();
+    for ((out, &first), weights) in out.iter_mut().zip(firsts).zip(weights.chunks_exact(n)) {
+        *out = [begin(n); ROWS];
+        for (column, &weight) in columns[first..][..n].iter().zip(weights) {
+            for (sum, &value) in out.iter_mut().zip(column) {
+                *sum = sum.wrapping_add(share(value, weight));
+            }
+        }
+    }
+}
+
+/// The same, written out: of its own accord the compiler does not keep a sum of sixteen in one register.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn sum_columns_avx2(columns: &[[u16; ROWS]], firsts: &[usize], weights: &[u16], out: &mut [[u16; ROWS]]) {
+    use std::arch::x86_64::{__m256i, _mm256_add_epi16, _mm256_mulhi_epu16, _mm256_set1_epi16};
+    let n = weights.len() / firsts.len();
+    for ((out, &first), weights) in out.iter_mut().zip(firsts).zip(weights.chunks_exact(n)) {
+        let mut sum = _mm256_set1_epi16(begin(n) as i16);
+        for (column, &weight) in columns[first..][..n].iter().zip(weights) {
+            // SAFETY: both are sixteen numbers of 16 bits.
+            let column: __m256i = unsafe { std::mem::transmute(*column) };
+            sum = _mm256_add_epi16(sum, _mm256_mulhi_epu16(column, _mm256_set1_epi16(weight as i16)));
+        }
+        // SAFETY: as above.
+        *out = unsafe { std::mem::transmute::<__m256i, [u16; ROWS]>(sum) };
     }
 }
 
@@ -275,8 +277,7 @@ mod tests {
         let columns: [[u8; ROWS]; ROWS] = std::array::from_fn(|c| std::array::from_fn(|r| (16 * c + r) as u8));
         let rows = turn_16(columns);
         assert!((0..ROWS).all(|r| (0..ROWS).all(|c| rows[r][c] == columns[c][r])));
-        // A width that is no multiple of a block's.
-        let (n, stride) = (21, 23);
+        let (n, stride) = (24, 29);
         let rows: Vec<u16> = (0..ROWS * stride).map(|i| i as u16 * 7).collect();
         let mut columns = vec![[0; ROWS]; n];
         rows_to_columns(&rows, stride, &mut columns);

@@ -47,6 +47,7 @@ impl Taps {
         }
         let scale = span.len / n_out as f64;
         let reach = scale.max(1.0);
+        let slope = 1.0 / reach;
         self.of = Some((span, n_out));
         self.n = ((2.0 * reach).ceil() as usize).min(span.n);
         self.firsts.clear();
@@ -55,7 +56,8 @@ impl Taps {
             let centre = span.offset + (i as f64 + 0.5) * scale;
             // Casts cut off, and what is below zero is zero.
             let first = ((centre - reach + 0.5) as usize).min(span.n - self.n);
-            let weight = |k: usize| (1.0 - (((first + k) as f64 + 0.5 - centre) / reach).abs()).max(0.0);
+            let begin = first as f64 + 0.5 - centre;
+            let weight = |k: usize| (1.0 - ((begin + k as f64) * slope).abs()).max(0.0);
             let unit = ONE / (0..self.n).map(weight).sum::<f64>();
             // Sums are rounded, not weights, so that all of them together are one.
             let (mut sum, mut before) = (0.5, 0);
