@@ -121,7 +121,7 @@ fn decoded(bytes: &[u8], rule: Option<&Reencode>, limits: &MediaLimits) -> Resul
     if let Some(rule) = rule.filter(|rule| rule.format == PictureFormat::Jpeg) {
         let needed = |width, height| {
             let (w, h) = shrink::target(width, height, rule)?;
-            Some(Needed { at_least: (2 * w, 2 * h), n_rows: height })
+            Some(Needed { at_least: (2 * w, 2 * h), columns: 0..width, rows: 0..height })
         };
         let mut planes = Planes::default();
         if let Some(meta) = read_planes(bytes, limits, &mut planes, needed)? {

@@ -43,7 +43,7 @@ impl Bench {
 
     /// Planes, at least `side` pixels on each side, into `planes`.
     pub fn decode_planes(jpeg: &[u8], side: usize, planes: &mut Planes) {
-        let needed = |_, height| Some(Needed { at_least: (side, side), n_rows: height });
+        let needed = |w, h| Some(Needed { at_least: (side, side), columns: 0..w, rows: 0..h });
         read_planes(jpeg, &MediaLimits::default(), planes, needed).expect("a JPEG").expect("planes");
     }
 

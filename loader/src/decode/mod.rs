@@ -176,11 +176,13 @@ impl Workbench {
         }
         let read = read_planes(bytes, &self.limits, &mut self.coded, |across, down| {
             if recipe.working_side.is_some() {
-                return Some(Needed { at_least: reduced_size(across, down, recipe.working_side), n_rows: down });
+                let at_least = reduced_size(across, down, recipe.working_side);
+                return Some(Needed { at_least, columns: 0..across, rows: 0..down });
             }
             let crop = crop_of(recipe, draws, (across, down), height, width);
             let at_least = ((across * width).div_ceil(crop.width), (down * height).div_ceil(crop.height));
-            Some(Needed { at_least, n_rows: crop.top + crop.height })
+            let (columns, rows) = (crop.left..crop.left + crop.width, crop.top..crop.top + crop.height);
+            Some(Needed { at_least, columns, rows })
         })?;
         Ok(read.is_some())
     }

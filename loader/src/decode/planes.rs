@@ -159,7 +159,8 @@ mod tests {
         let limits = MediaLimits::default();
         let (_, picture) = read_image(bytes, &limits).unwrap();
         let mut planes = Planes::default();
-        let needed = |w, h| Some(Needed { at_least: (w / divisor, h / divisor), n_rows: crop.top + crop.height });
+        let (columns, rows) = (crop.left..crop.left + crop.width, crop.top..crop.top + crop.height);
+        let needed = |w, h| Some(Needed { at_least: (w / divisor, h / divisor), columns, rows });
         read_planes(bytes, &limits, &mut planes, needed).unwrap().unwrap();
         let mut exact = vec![0; side * side * 3];
         Pixels::default().crop_resize(&picture, crop, side, side, &mut exact).unwrap();

@@ -13,6 +13,7 @@ mod scan;
 mod table;
 
 use std::ffi::c_int;
+use std::ops::Range;
 use std::ptr::NonNull;
 
 use mozjpeg_sys::{jpeg_decompress_struct, jpeg_has_multiple_scans};
@@ -36,6 +37,13 @@ pub(super) fn with_either<T>(mut decode: impl FnMut(ReadBy) -> Result<Option<T>,
     decode(ReadBy::Libjpeg)?.ok_or_else(lost)
 }
 
+/// Units of coding whose coefficients are wanted, in a scan of all components: what lies around them costs a transform less.
+#[derive(Debug, Clone)]
+pub(super) struct Kept {
+    pub(super) columns: Range<usize>,
+    pub(super) first_row: usize,
+}
+
 /// Who reads the codes of a scan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ReadBy {
@@ -44,13 +52,14 @@ pub(super) enum ReadBy {
 }
 
 impl ReadBy {
-    /// Puts the reader into its place; what it gives is to be kept as long as rows are read.
+    /// Puts the reader into its place; what it gives is to be kept as long as rows are read. Of units that are not in `kept`, ours may leave
+    /// the coefficients zero.
     ///
     /// # Safety
     /// `info` has just started to decompress `bytes`, and has not given a row yet; it gives none after what this gives is dropped.
-    pub(super) unsafe fn attach(self, info: &mut jpeg_decompress_struct, bytes: &[u8]) -> Attached {
+    pub(super) unsafe fn attach(self, info: &mut jpeg_decompress_struct, bytes: &[u8], kept: Option<Kept>) -> Attached {
         // SAFETY: as above.
-        Attached(if self == Self::UsIfWeCan { unsafe { Ours::attach(info, bytes) } } else { None })
+        Attached(if self == Self::UsIfWeCan { unsafe { Ours::attach(info, bytes, kept) } } else { None })
     }
 }
 
@@ -72,13 +81,13 @@ impl Ours {
     ///
     /// # Safety
     /// As [`ReadBy::attach`].
-    unsafe fn attach(info: &mut jpeg_decompress_struct, bytes: &[u8]) -> Option<Self> {
+    unsafe fn attach(info: &mut jpeg_decompress_struct, bytes: &[u8], kept: Option<Kept>) -> Option<Self> {
         // SAFETY: as above, the header has been read, up to the bytes that are left.
         let scan = unsafe {
             if jpeg_has_multiple_scans(info) != 0 || info.comp_info.is_null() || info.src.is_null() {
                 return None;
             }
-            Scan::read(info, bytes)?
+            Scan::read(info, bytes, kept)?
         };
         let reader = Box::new(Reader { start_pass: None, decode_mcu: Some(decode_mcu), insufficient_data: 0, scan });
         let reader = NonNull::from(Box::leak(reader));
@@ -238,7 +247,7 @@ mod tests {
         unsafe {
             let info = decompressor.info();
             jpeg_start_decompress(info);
-            ReadBy::UsIfWeCan.attach(info, bytes).0.is_some()
+            ReadBy::UsIfWeCan.attach(info, bytes, None).0.is_some()
         }
     }
 

@@ -44,7 +44,7 @@ pub(super) fn decode(bytes: &[u8], limits: &MediaLimits, by: ReadBy) -> Result<O
     // SAFETY: `info` has read a header, and its source outlives it. Every row is as long as libjpeg says, and there are as many as it says.
     let values = unsafe {
         jpeg_start_decompress(info);
-        let reader = by.attach(info, bytes);
+        let reader = by.attach(info, bytes, None);
         let row_len = info.output_width as usize * info.output_components as usize;
         let mut values = vec![0; row_len * info.output_height as usize];
         // With the last row every scan has been decoded in full; what stands behind it is nobody's.

@@ -4,6 +4,7 @@
 //! In: the bytes of a JPEG. Out: planes, if the picture has them: upright YCbCr, its colours at full or half resolution.
 //! Never: a picture that [`super::read_image`] would refuse, read here as a whole: a smaller scale decodes fewer pixels, not bits.
 
+use std::ops::Range;
 use std::ptr;
 
 use image::metadata::Orientation;
@@ -12,7 +13,7 @@ use mozjpeg_sys::{
     jpeg_start_decompress,
 };
 
-use super::huffman::{ReadBy, with_either};
+use super::huffman::{Kept, ReadBy, with_either};
 use super::image::{ImageMeta, check_size, orientation_of};
 use super::jpeg::Header;
 use super::libjpeg::Decompressor;
@@ -84,13 +85,14 @@ impl Planes {
 }
 
 /// What is needed of a picture.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Needed {
     /// How small it may come, pixels across and down: it comes at 1, 1/2, 1/4 or 1/8 of its size.
     pub at_least: (usize, usize),
-    /// Rows of the picture from the top. What lies below them is not decoded, unless the picture has several scans, and damage there
-    /// is no error.
-    pub n_rows: usize,
+    /// Columns and rows of the picture. What lies above and beside them may be any values. What lies below is not decoded, unless the
+    /// picture has several scans, and damage there is no error.
+    pub columns: Range<usize>,
+    pub rows: Range<usize>,
 }
 
 /// Decodes the planes of a JPEG into `planes`, whose memory is used again: what it held is gone. `needed` hears the picture's width
@@ -117,7 +119,7 @@ pub fn read_planes(
         }
         let Some(needed) = needed(width, height) else { return Ok(None) };
         let bytes = header.tidied.as_deref().unwrap_or(bytes);
-        let is_there = with_either(|by| decode(bytes, limits, needed, by, planes))?;
+        let is_there = with_either(|by| decode(bytes, limits, &needed, by, planes))?;
         if is_there && (planes.width, planes.height) != (width, height) {
             let detail = format!("frames of {width} x {height} and {} x {} pixels", planes.width, planes.height);
             return Err(MediaError::Corrupt { detail });
@@ -132,7 +134,7 @@ pub fn read_planes(
 fn decode(
     bytes: &[u8],
     limits: &MediaLimits,
-    needed: Needed,
+    needed: &Needed,
     by: ReadBy,
     out: &mut Planes,
 ) -> Result<Option<bool>, MediaError> {
@@ -142,16 +144,16 @@ fn decode(
     let (width, height) = (info.image_width as usize, info.image_height as usize);
     check_size(width as u64, height as u64, limits)?;
     let Some(layout) = Layout::of(info) else { return Ok(Some(false)) };
-    let Needed { at_least, n_rows } = needed;
+    let Needed { at_least, columns, rows } = needed;
     let fits = |divisor: &usize| width / divisor >= at_least.0 && height / divisor >= at_least.1;
     let divisor = [8, 4, 2].into_iter().find(fits).unwrap_or(1);
     info.raw_data_out = 1;
     (info.scale_num, info.scale_denom) = (1, divisor as u32);
     (out.width, out.height) = (width, height);
     for (component, plane) in layout.components.iter().zip(&mut out.planes) {
-        component.make_room((width, height), n_rows, divisor, layout.sampling, plane);
+        component.make_room((width, height), rows.end, divisor, layout.sampling, plane);
     }
-    let is_clean = layout.read(info, bytes, divisor, by, &mut out.planes)?;
+    let is_clean = layout.read(info, bytes, divisor, by, (columns, rows), &mut out.planes)?;
     Ok(is_clean.then_some(true))
 }
 
@@ -194,8 +196,12 @@ impl Layout {
         bytes: &[u8],
         divisor: usize,
         by: ReadBy,
+        (columns, lines): (&Range<usize>, &Range<usize>),
         planes: &mut [Plane; 3],
     ) -> Result<bool, MediaError> {
+        let (across, down) = (self.sampling.0 * BLOCK, self.sampling.1 * BLOCK);
+        let kept =
+            Kept { columns: columns.start / across..columns.end.div_ceil(across), first_row: lines.start / down };
         // Rows of one unit, as long as whole blocks and as many as there can be, whatever the scale: libjpeg writes nowhere else.
         let mut rows: Vec<Vec<u8>> = Vec::new();
         let mut pointers = [[ptr::null_mut::<u8>(); MAX_SAMPLING * BLOCK]; 3];
@@ -214,7 +220,7 @@ impl Layout {
         // is as long as all blocks of its component at full size; there are as many as a unit has rows at full size.
         unsafe {
             jpeg_start_decompress(info);
-            let reader = by.attach(info, bytes);
+            let reader = by.attach(info, bytes, Some(kept));
             while info.output_scanline < info.output_height && planes.iter().any(|plane| !plane.is_full()) {
                 if jpeg_read_raw_data(info, by_plane.as_mut_ptr(), max_lines) == 0 {
                     break;
@@ -302,7 +308,7 @@ mod tests {
     }
 
     fn all(at_least: (usize, usize), n_rows: usize) -> Option<Needed> {
-        Some(Needed { at_least, n_rows })
+        Some(Needed { at_least, columns: 0..usize::MAX / 2, rows: 0..n_rows })
     }
 
     /// The value of `plane` at the middle of a pixel of the picture.
@@ -347,8 +353,8 @@ mod tests {
         for (h, v) in [(1, 1), (2, 2)] {
             let mut bytes = coded(160, 96, h, v);
             let read = |bytes: &[u8], n_rows: usize, divisor: usize| {
-                let wanted = Needed { at_least: (160 / divisor, 96 / divisor), n_rows };
-                read_planes(bytes, &limits, |_, _| Some(wanted)).map(|read| read.unwrap().1)
+                let wanted = all((160 / divisor, 96 / divisor), n_rows);
+                read_planes(bytes, &limits, |_, _| wanted).map(|read| read.unwrap().1)
             };
             for (n_rows, divisor) in [(1, 1), (33, 1), (95, 2), (200, 1)] {
                 let (part, whole) = (read(&bytes, n_rows, divisor).unwrap(), read(&bytes, 96, divisor).unwrap());
@@ -361,6 +367,33 @@ mod tests {
             let at = bytes.len() - bytes.len() / 10;
             bytes[at..at + 2].copy_from_slice(&[0xFF, 0xD3]);
             assert!(read(&bytes, 96, 1).is_err() && read(&bytes, 16, 1).is_ok());
+        }
+    }
+
+    #[test]
+    fn a_part_is_that_of_the_whole_whatever_lies_around_it() {
+        let limits = MediaLimits::default();
+        for (h, v) in [(1, 1), (2, 1), (1, 2), (2, 2)] {
+            let bytes = coded(161, 97, h, v);
+            for divisor in [1, 2, 4, 8] {
+                let at_least = (161 / divisor, 97 / divisor);
+                let (_, whole) = read_planes(&bytes, &limits, |_, h| all(at_least, h)).unwrap().unwrap();
+                for (columns, rows) in
+                    [(0..161, 0..97), (40..41, 50..51), (17..143, 9..81), (100..161, 90..97), (0..16, 0..8)]
+                {
+                    let needed = Needed { at_least, columns: columns.clone(), rows: rows.clone() };
+                    let (_, part) = read_planes(&bytes, &limits, |_, _| Some(needed)).unwrap().unwrap();
+                    for (part, whole) in part.planes.iter().zip(&whole.planes) {
+                        assert_eq!((part.width, part.step), (whole.width, whole.step));
+                        let (across, down) = part.step;
+                        for row in rows.start / down..rows.end.div_ceil(down) {
+                            let values = row * part.width + columns.start / across
+                                ..row * part.width + columns.end.div_ceil(across).min(part.width);
+                            assert_eq!(part.values[values.clone()], whole.values[values], "{columns:?} {rows:?}");
+                        }
+                    }
+                }
+            }
         }
     }
 

@@ -17,7 +17,8 @@ fuzz_target!(|bytes: &[u8]| {
         // And over many inputs, every share of the rows.
         let n_sixteenths = bytes.len() % 17;
         let needed = |w: usize, h: usize| {
-            Some(Needed { at_least: (w / divisor, h / divisor), n_rows: (h * n_sixteenths).div_ceil(16) })
+            let rows = 0..(h * n_sixteenths).div_ceil(16);
+            Some(Needed { at_least: (w / divisor, h / divisor), columns: w / 8..w / 2 + 1, rows })
         };
         let mut planes = Planes::default();
         if let Ok(Some(meta)) = read_planes(bytes, &LIMITS, &mut planes, needed) {

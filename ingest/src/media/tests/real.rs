@@ -186,7 +186,7 @@ fn copies_of_a_photograph_stay_near_it_and_other_photographs_do_not() {
         };
         let Pixels::Rgb(half) = resized(w / 2, h / 2) else { panic!() };
         let mut planes = Planes::default();
-        let needed = |w, h| Some(Needed { at_least: (w / 2, h / 2), n_rows: h });
+        let needed = |w, h| Some(Needed { at_least: (w / 2, h / 2), columns: 0..w, rows: 0..h });
         read_planes(&bytes, &MediaLimits::default(), &mut planes, needed).unwrap().unwrap();
         let copies = [
             recompressed(&picture, 75),

@@ -9,6 +9,7 @@ use std::rc::Rc;
 
 use mozjpeg_sys::jpeg_decompress_struct;
 
+use super::Kept;
 use super::headers::Headers;
 use super::table::{Kind, Table, extended};
 
@@ -62,6 +63,10 @@ pub(super) struct Scan {
     bits: Bits,
     /// Units between restarts, if there are any, and units until the next.
     restarts: Option<(u32, u32)>,
+    kept: Option<Kept>,
+    /// Column and row of the next unit, and units of a row.
+    place: (usize, usize),
+    units_per_row: usize,
     pub(super) is_clean: bool,
 }
 
@@ -75,7 +80,7 @@ pub(super) struct Coded {
 impl Scan {
     /// # Safety
     /// The header of `info` has been read from `bytes`.
-    pub(super) unsafe fn read(info: &jpeg_decompress_struct, bytes: &[u8]) -> Option<Self> {
+    pub(super) unsafe fn read(info: &jpeg_decompress_struct, bytes: &[u8], kept: Option<Kept>) -> Option<Self> {
         // SAFETY: then libjpeg has described every component, and points to the bytes that are left.
         let (described, n_left) = unsafe {
             (std::slice::from_raw_parts(info.comp_info, info.num_components as usize), (*info.src).bytes_in_buffer)
@@ -102,7 +107,11 @@ impl Scan {
         let (data, ends) = without_markers(scan)?;
         let restarts = (headers.restart_interval > 0).then_some((headers.restart_interval, headers.restart_interval));
         let (last, bits) = ([0; N_COMPONENTS], Bits::default());
-        Some(Self { blocks, last, data, ends, bits, restarts, is_clean: true })
+        // A component alone has units of another size.
+        let kept = kept.filter(|_| described.len() > 1);
+        let most_across = described.iter().map(|of| of.h_samp_factor as usize).max()?;
+        let (place, units_per_row) = ((0, 0), (info.image_width as usize).div_ceil(8 * most_across.max(1)));
+        Some(Self { blocks, last, data, ends, bits, restarts, kept, place, units_per_row, is_clean: true })
     }
 
     /// Reads a unit into its blocks; `false` if that is not for us.
@@ -121,13 +130,21 @@ impl Scan {
             *to_go -= 1;
         }
         let Some(&end) = self.ends.front() else { return false };
+        let (column, row) = self.place;
+        self.place = if column + 1 < self.units_per_row { (column + 1, row) } else { (0, row + 1) };
+        let is_kept = self.kept.as_ref().is_none_or(|kept| row >= kept.first_row && kept.columns.contains(&column));
         let mut bits = self.bits;
         for (coded, block) in self.blocks.iter().zip(blocks) {
             let Some(difference) = bits.difference(&self.data, &coded.dc) else { return false };
             let last = &mut self.last[coded.component];
             *last = last.wrapping_add(difference);
-            block[0] = *last as i16;
-            if bits.others(&self.data, &coded.ac, block).is_none() {
+            let others = if is_kept {
+                block[0] = *last as i16;
+                bits.others::<true>(&self.data, &coded.ac, block)
+            } else {
+                bits.others::<false>(&self.data, &coded.ac, block)
+            };
+            if others.is_none() {
                 return false;
             }
         }
@@ -213,9 +230,9 @@ impl Bits {
         Some(self.value(found.size()))
     }
 
-    /// All coefficients of a block but its first.
+    /// All coefficients of a block but its first; or no more than what follows them.
     #[inline(always)]
-    fn others(&mut self, data: &[u8], table: &Table, block: &mut Block) -> Option<()> {
+    fn others<const ARE_KEPT: bool>(&mut self, data: &[u8], table: &Table, block: &mut Block) -> Option<()> {
         let (mut bits, mut at) = (*self, 1);
         loop {
             bits.fill(data);
@@ -234,8 +251,10 @@ impl Bits {
                     bits.fill(data);
                 }
                 at += found.n_skipped();
-                // Masks that change nothing: at most 63 + 64, and within a block.
-                block[usize::from(NATURAL_ORDER[at % NATURAL_ORDER.len()]) % BLOCK_LEN] = value as i16;
+                if ARE_KEPT {
+                    // Masks that change nothing: at most 63 + 64, and within a block.
+                    block[usize::from(NATURAL_ORDER[at % NATURAL_ORDER.len()]) % BLOCK_LEN] = value as i16;
+                }
                 at += 1;
                 if at >= BLOCK_LEN {
                     *self = bits;
