@@ -34,6 +34,8 @@ pub struct Taps {
     firsts: Vec<usize>,
     /// `[values, n]`.
     weights: Vec<u16>,
+    /// Of one value, before they sum up to one.
+    raw: Vec<f64>,
 }
 
 impl Taps {
@@ -52,20 +54,26 @@ impl Taps {
         self.n = ((2.0 * reach).ceil() as usize).min(span.n);
         self.firsts.clear();
         self.weights.clear();
-        for i in 0..n_out {
+        self.weights.resize(n_out * self.n, 0);
+        self.raw.resize(self.n, 0.0);
+        for (i, weights) in self.weights.chunks_exact_mut(self.n).enumerate() {
             let centre = span.offset + (i as f64 + 0.5) * scale;
             // Casts cut off, and what is below zero is zero.
             let first = ((centre - reach + 0.5) as usize).min(span.n - self.n);
-            let begin = first as f64 + 0.5 - centre;
-            let weight = |k: usize| (1.0 - ((begin + k as f64) * slope).abs()).max(0.0);
-            let unit = ONE / (0..self.n).map(weight).sum::<f64>();
+            let (mut off, mut all) = (first as f64 + 0.5 - centre, 0.0);
+            for raw in &mut self.raw {
+                *raw = (1.0 - (off * slope).abs()).max(0.0);
+                all += *raw;
+                off += 1.0;
+            }
             // Sums are rounded, not weights, so that all of them together are one.
-            let (mut sum, mut before) = (0.5, 0);
-            self.weights.extend((0..self.n).map(|k| {
-                sum += weight(k) * unit;
-                let here = sum as u32;
-                (here - std::mem::replace(&mut before, here)) as u16
-            }));
+            let (unit, mut sum, mut before) = (ONE / all, 0.5, 0);
+            for (weight, raw) in weights.iter_mut().zip(&self.raw) {
+                sum += raw * unit;
+                let here = sum as i32;
+                *weight = (here - before) as u16;
+                before = here;
+            }
             self.firsts.push(first);
         }
         true
