@@ -6,10 +6,9 @@
 use std::process::{Command, Stdio};
 
 fn main() {
-    println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-env-changed=IMP_SHARED");
     println!("cargo::rustc-check-cfg=cfg(real_data)");
-    if std::env::var_os("IMP_SHARED").is_some() {
+    if std::env::var_os("IMP_SHARED").is_some_and(|folder| !folder.is_empty()) {
         println!("cargo::rustc-cfg=real_data");
     }
     // Only the crate that decodes: `mozjpeg-sys` does without its assembler and says nothing.

@@ -61,6 +61,12 @@ impl PlaneResizer {
     ) -> Result<(), ContentFault> {
         let Self { luma, chroma, strip } = self;
         let [y, cb, cr] = &planes.planes;
+        if (cb.width, cb.height, cb.step) != (cr.width, cr.height, cr.step) {
+            return Err(impossible(format!(
+                "colours of {} x {} and {} x {} values",
+                cb.width, cb.height, cr.width, cr.height
+            )));
+        }
         let (luma, chroma) = (luma.fit(y, crop, width, height), chroma.fit(cb, crop, width, height));
         let (Some(luma), Some(chroma)) = (luma, chroma) else {
             let CropBox { width: w, height: h, .. } = crop;

@@ -1,7 +1,8 @@
 //! The Huffman codes of a sequential JPEG → its coefficients: libjpeg's reader of them takes half of the time in which a picture
 //! becomes planes, so here is one that takes less. Everything else, from the markers to the inverse transform, stays libjpeg's.
 //!
-//! In: the scan, and a decompressor that has read what stands before it. Out: the coefficients that libjpeg would have read, to the bit. Never:
+//! In: the scan, and a decompressor that has read what stands before it. Out: the coefficients that libjpeg would have read, to the bit, or
+//! zeroes where nobody wants them ([`Kept`]). Never:
 //! a judgement. What is not plain, be it coded otherwise, damaged or cut, is left to libjpeg from the start, with what it says of it.
 //!
 //! Two things make the difference. Bytes are freed of their stuffing once, so that eight of them are taken at a time and not one;
@@ -67,7 +68,7 @@ impl ReadBy {
 pub(super) struct Attached(Option<Ours>);
 
 impl Attached {
-    /// Whether all that was read so far is what libjpeg would have read. If not, rows are wrong from somewhere on.
+    /// Whether all that was read so far, and is kept, is what libjpeg would have read. If not, rows are wrong from somewhere on.
     pub(super) fn is_clean(&self) -> bool {
         self.0.as_ref().is_none_or(Ours::is_clean)
     }

@@ -30,7 +30,7 @@ pub struct Plane {
     /// Values across and down, of the rows that were needed. The last of each may lie half outside of the picture.
     pub width: usize,
     pub height: usize,
-    /// `[height, width]`, u8.
+    /// `[height, width]`, u8; any values where nothing was [`Needed`].
     pub values: Vec<u8>,
     /// Pixels of the picture that a value stands for, across and down.
     pub step: (usize, usize),

@@ -114,16 +114,21 @@ vectorised! {
 
 /// Rows of `values`, `stride` apart, summed by `weights` into `out`, times 256.
 pub fn sum_rows(values: &[u8], stride: usize, weights: &[u16], out: &mut [u16]) {
-    let mut n_done = 0;
     #[cfg(target_arch = "x86_64")]
     if is_x86_feature_detected!("avx2") {
         // SAFETY: the processor has what the function is compiled for.
-        n_done = unsafe { sum_rows_avx2(values, stride, weights, out) };
+        let n_done = unsafe { sum_rows_avx2(values, stride, weights, out) };
+        return sum_rows_any(values, stride, weights, out, n_done);
     }
-    let rest = &mut out[n_done..];
-    rest.fill(begin(weights.len()));
+    sum_rows_any(values, stride, weights, out, 0);
+}
+
+/// The same from value `first` on.
+fn sum_rows_any(values: &[u8], stride: usize, weights: &[u16], out: &mut [u16], first: usize) {
+    let out = &mut out[first..];
+    out.fill(begin(weights.len()));
     for (k, &weight) in weights.iter().enumerate() {
-        for (sum, &value) in rest.iter_mut().zip(&values[k * stride + n_done..]) {
+        for (sum, &value) in out.iter_mut().zip(&values[k * stride + first..]) {
             *sum = sum.wrapping_add(share(u16::from(value) << 8, weight));
         }
     }
@@ -164,6 +169,10 @@ pub fn sum_columns(columns: &[[u16; ROWS]], firsts: &[usize], weights: &[u16], o
         // SAFETY: the processor has what the function is compiled for.
         return unsafe { sum_columns_avx2(columns, firsts, weights, out) };
     }
+    sum_columns_any(columns, firsts, weights, out);
+}
+
+fn sum_columns_any(columns: &[[u16; ROWS]], firsts: &[usize], weights: &[u16], out: &mut [[u16; ROWS]]) {
     let n = weights.len() / firsts.len();
     for ((out, &first), weights) in out.iter_mut().zip(firsts).zip(weights.chunks_exact(n)) {
         *out = [begin(n); ROWS];
@@ -270,6 +279,8 @@ fn turn_8(rows: [[u16; 8]; 8]) -> [[u16; 8]; 8] {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -303,6 +314,33 @@ mod tests {
             let exact: f64 =
                 weights.iter().zip(&columns).map(|(&w, c)| f64::from(w) * f64::from(c[r]) / 65_535.0).sum();
             assert!((f64::from(sum) - exact).abs() < 5.0, "{r}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_processor_comes_to_the_same_sums(
+            weights in proptest::collection::vec(any::<u16>(), 1..40),
+            (width, padding, seed) in (1..100_usize, 0..9_usize, any::<u64>()),
+        ) {
+            let mut state = seed | 1;
+            let mut next = || {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                (state >> 40) as u16
+            };
+            let (n, stride) = (weights.len(), width + padding);
+            let values: Vec<u8> = (0..n * stride).map(|_| next() as u8).collect();
+            let (mut quick, mut plain) = (vec![1; width], vec![2; width]);
+            sum_rows(&values, stride, &weights, &mut quick);
+            sum_rows_any(&values, stride, &weights, &mut plain, 0);
+            prop_assert_eq!(quick, plain);
+            let columns: Vec<[u16; ROWS]> = (0..n + width).map(|_| std::array::from_fn(|_| next())).collect();
+            let firsts: Vec<usize> = (0..width).collect();
+            let (mut quick, mut plain) = (vec![[1; ROWS]; width], vec![[2; ROWS]; width]);
+            let weights = weights.repeat(width);
+            sum_columns(&columns, &firsts, &weights, &mut quick);
+            sum_columns_any(&columns, &firsts, &weights, &mut plain);
+            prop_assert_eq!(quick, plain);
         }
     }
 }
