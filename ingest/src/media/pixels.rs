@@ -93,7 +93,7 @@ fn resized_plane(plane: &Plane, from: (usize, usize), to: (usize, usize), step: 
     let rows = apart(&across, width);
     let values =
         resample(&rows[..width * size.1], (width, size.1), PixelType::U8, (width as f64, area.1), (width, height))?;
-    Ok(Plane { width, height, values, step: (step, step) })
+    Ok(Plane { width, height, values, stride: width, step: (step, step) })
 }
 
 /// Rows of `width` values, four at a time side by side; the last row is repeated until there are four.
@@ -131,7 +131,7 @@ pub(super) fn extended(plane: &Plane, (width, height): (usize, usize), edge: Edg
     let mut values = Vec::with_capacity(width * height);
     for y in 0..height {
         let y = if y < plane.height { y } else { edge(y, plane.height) };
-        let row = &plane.values[y * plane.width..][..plane.width];
+        let row = plane.row(y);
         values.extend_from_slice(row);
         values.extend((plane.width..width).map(|x| row[edge(x, plane.width)]));
     }

@@ -6,6 +6,7 @@
 use std::io::{Cursor, ErrorKind};
 use std::ops::Range;
 
+use symphonia::core::audio::{Audio, GenericAudioBufferRef};
 use symphonia::core::codecs::CodecParameters;
 use symphonia::core::codecs::audio::{
     AudioCodecId, AudioCodecParameters, AudioDecoder, AudioDecoderOptions, well_known as id,
@@ -129,8 +130,7 @@ fn read_here(bytes: &[u8], limits: &MediaLimits, keep: Keep) -> Result<(AudioMet
         if skips && sound.pass_over(packet.dur.get()) {
             continue;
         }
-        let (rate, channels) = decoder.decode(&packet, &mut interleaved, &place)?;
-        sound.push(rate, channels, &interleaved)?;
+        decoder.decode(&packet, &mut interleaved, &mut sound, &place)?;
         if sound.has_enough() {
             return sound.finish_part();
         }
@@ -211,23 +211,31 @@ impl Decoder {
         Ok(Self { codec, kind: DecoderKind::Symphonia(decoder), opus_lead_in: None })
     }
 
-    /// Replaces `interleaved` by the packet's samples; gives their rate and channels.
+    /// Adds the packet's samples to `sound`; `interleaved` is room for them.
     fn decode(
         &mut self,
         packet: &Packet,
         interleaved: &mut Vec<f32>,
+        sound: &mut Sound<'_>,
         place: &dyn Fn() -> String,
-    ) -> Result<(u32, usize), MediaError> {
+    ) -> Result<(), MediaError> {
         match &mut self.kind {
             DecoderKind::Symphonia(decoder) => {
                 let decoded = decoder.decode(packet).map_err(|error| broken(error, self.codec, &place()))?;
+                let (rate, channels) = (decoded.spec().rate(), decoded.spec().channels().count());
+                if channels == 2
+                    && let GenericAudioBufferRef::S32(whole) = decoded
+                    && let Some((left, right)) = whole.plane_pair(0, 1)
+                {
+                    return sound.push_stereo(rate, left, right);
+                }
                 decoded.copy_to_vec_interleaved(interleaved);
-                Ok((decoded.spec().rate(), decoded.spec().channels().count()))
+                sound.push(rate, channels, interleaved)
             }
             DecoderKind::Opus(decoder) => {
                 let corrupt = |why| MediaError::Corrupt { detail: format!("opus, {}: {why}", place()) };
                 decoder.decode(&packet.data, interleaved).map_err(corrupt)?;
-                Ok((opus::RATE, decoder.n_channels()))
+                sound.push(opus::RATE, decoder.n_channels(), interleaved)
             }
         }
     }
@@ -357,40 +365,19 @@ impl<'l> Sound<'l> {
         matches!(&self.keep, Keep::Part(part) if self.n_samples as u64 >= part.end)
     }
 
+    /// Samples of any number of channels, full scale ±1.
     pub(super) fn push(&mut self, rate: u32, channels: usize, interleaved: &[f32]) -> Result<(), MediaError> {
-        let corrupt = |detail: String| Err(MediaError::Corrupt { detail });
         if interleaved.is_empty() || channels == 0 {
             return Ok(());
         }
-        if self.rate == 0 {
-            (self.rate, self.channels) = (rate, channels);
-        }
-        if (rate, channels) != (self.rate, self.channels) {
-            let (was_rate, was) = (self.rate, self.channels);
-            return corrupt(format!("the sound turns from {was_rate} Hz, {was} channels into {rate} Hz, {channels}"));
-        }
-        if !RATES.contains(&rate) {
-            return corrupt(format!("the sampling rate is {rate} Hz, wanted {} to {}", RATES.start(), RATES.end()));
-        }
-        let found = self.n_samples as u64 * channels as u64 + interleaved.len() as u64;
-        if found > self.limits.max_samples {
-            return Err(MediaError::TooLarge { what: "samples of the sound", found, limit: self.limits.max_samples });
-        }
+        self.check(rate, channels, interleaved.len())?;
         if has_no_number(interleaved)
             && let Some(at) = interleaved.iter().position(|s| !s.is_finite())
         {
-            return corrupt(format!("sample {} is {}", self.n_samples + at / channels, interleaved[at]));
+            let detail = format!("sample {} is {}", self.n_samples + at / channels, interleaved[at]);
+            return Err(MediaError::Corrupt { detail });
         }
-        let (before, n) = (self.n_samples as u64, interleaved.len() / channels);
-        self.n_samples += n;
-        let kept = match &self.keep {
-            Keep::None => return Ok(()),
-            Keep::All => 0..n,
-            Keep::Part(part) => {
-                let within = |at: u64| at.saturating_sub(before).min(n as u64) as usize;
-                within(part.start)..within(part.end)
-            }
-        };
+        let kept = self.count(interleaved.len() / channels);
         let kept = &interleaved[kept.start * channels..kept.end * channels];
         match channels {
             1 => self.samples.extend_from_slice(kept),
@@ -402,6 +389,54 @@ impl<'l> Sound<'l> {
             }
         }
         Ok(())
+    }
+
+    /// Samples of two channels that lie apart, whole numbers of 32 bits, as what codes without loss has them: the same to the bit, in one pass.
+    fn push_stereo(&mut self, rate: u32, left: &[i32], right: &[i32]) -> Result<(), MediaError> {
+        const FULL_SCALE: f32 = (1_u32 << 31) as f32;
+        if left.is_empty() {
+            return Ok(());
+        }
+        self.check(rate, 2, left.len() + right.len())?;
+        let kept = self.count(left.len().min(right.len()));
+        let level = |sample: &i32| *sample as f32 / FULL_SCALE;
+        let both = left[kept.clone()].iter().zip(&right[kept]);
+        self.samples.extend(both.map(|(left, right)| (level(left) + level(right)) * 0.5));
+        Ok(())
+    }
+
+    /// Whether `n_values` more of all channels can belong to the sound.
+    fn check(&mut self, rate: u32, channels: usize, n_values: usize) -> Result<(), MediaError> {
+        let corrupt = |detail: String| Err(MediaError::Corrupt { detail });
+        if self.rate == 0 {
+            (self.rate, self.channels) = (rate, channels);
+        }
+        if (rate, channels) != (self.rate, self.channels) {
+            let (was_rate, was) = (self.rate, self.channels);
+            return corrupt(format!("the sound turns from {was_rate} Hz, {was} channels into {rate} Hz, {channels}"));
+        }
+        if !RATES.contains(&rate) {
+            return corrupt(format!("the sampling rate is {rate} Hz, wanted {} to {}", RATES.start(), RATES.end()));
+        }
+        let found = self.n_samples as u64 * channels as u64 + n_values as u64;
+        if found > self.limits.max_samples {
+            return Err(MediaError::TooLarge { what: "samples of the sound", found, limit: self.limits.max_samples });
+        }
+        Ok(())
+    }
+
+    /// Counts `n` more samples per channel; gives those of them that are kept.
+    fn count(&mut self, n: usize) -> Range<usize> {
+        let before = self.n_samples as u64;
+        self.n_samples += n;
+        match &self.keep {
+            Keep::None => 0..0,
+            Keep::All => 0..n,
+            Keep::Part(part) => {
+                let within = |at: u64| at.saturating_sub(before).min(n as u64) as usize;
+                within(part.start)..within(part.end)
+            }
+        }
     }
 
     /// A part of a sound, without what is said of the whole.

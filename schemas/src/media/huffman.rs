@@ -2,11 +2,11 @@
 //! becomes planes, so here is one that takes less. Everything else, from the markers to the inverse transform, stays libjpeg's.
 //!
 //! In: the scan, and a decompressor that has read what stands before it. Out: the coefficients that libjpeg would have read, to the bit, or
-//! zeroes where nobody wants them ([`Kept`]). Never:
-//! a judgement. What is not plain, be it coded otherwise, damaged or cut, is left to libjpeg from the start, with what it says of it.
+//! none where nobody wants them ([`Kept`]). Never: a judgement. What is not plain, be it coded otherwise, damaged or cut, is left to libjpeg from the start, with what it says of it.
 //!
-//! Two things make the difference. Bytes are freed of their stuffing once, so that eight of them are taken at a time and not one;
-//! and a look into a table gives a short code together with the value that follows it, which is most of them.
+//! Three things make the difference. Bytes are freed of their stuffing once, so that eight of them are taken at a time and not one. A look
+//! into a table gives most codes together with the values behind them, two at a time where they are short. And units that nobody wants are
+//! neither written nor transformed.
 //! Source: ITU-T T.81, F.2.2 (decoding), B.2.4.2 (tables), E.2.4 (restarts).
 
 mod headers;
@@ -14,10 +14,11 @@ mod scan;
 mod table;
 
 use std::ffi::c_int;
+use std::mem::offset_of;
 use std::ops::Range;
 use std::ptr::NonNull;
 
-use mozjpeg_sys::{jpeg_decompress_struct, jpeg_has_multiple_scans};
+use mozjpeg_sys::{JPEG_LIB_VERSION, jpeg_component_info, jpeg_decompress_struct, jpeg_has_multiple_scans};
 
 use super::MediaError;
 use super::jpeg::broken;
@@ -38,7 +39,7 @@ pub(super) fn with_either<T>(mut decode: impl FnMut(ReadBy) -> Result<Option<T>,
     decode(ReadBy::Libjpeg)?.ok_or_else(lost)
 }
 
-/// Units of coding whose coefficients are wanted, in a scan of all components: what lies around them costs a transform less.
+/// Units of coding whose values are wanted, in a scan of all components: what lies around them is read and not transformed.
 #[derive(Debug, Clone)]
 pub(super) struct Kept {
     pub(super) columns: Range<usize>,
@@ -54,7 +55,7 @@ pub(super) enum ReadBy {
 
 impl ReadBy {
     /// Puts the reader into its place; what it gives is to be kept as long as rows are read. Of units that are not in `kept`, ours may leave
-    /// the coefficients zero.
+    /// the values as they were.
     ///
     /// # Safety
     /// `info` has just started to decompress `bytes`, and has not given a row yet; it gives none after what this gives is dropped.
@@ -119,6 +120,18 @@ fn place_of_reader(info: *mut jpeg_decompress_struct) -> *mut *mut Reader {
     info.wrapping_byte_add(size_of::<jpeg_decompress_struct>() - FROM_END).cast()
 }
 
+/// Where a component says whether it is to be transformed, which libjpeg looks up after every unit: a private field, the fifth behind its width in
+/// blocks.
+fn place_of_need(component: *mut jpeg_component_info) -> *mut c_int {
+    const AT: usize = offset_of!(jpeg_component_info, width_in_blocks) + 5 * size_of::<c_int>();
+    // Later interfaces have one field more before it, and a struct of another length is one that somebody has to look at: `jpeglib.h`, from
+    // `height_in_blocks` on.
+    const _: () = assert!(JPEG_LIB_VERSION == 62);
+    #[cfg(target_pointer_width = "64")]
+    const _: () = assert!(size_of::<jpeg_component_info>() == 96);
+    component.wrapping_byte_add(AT).cast()
+}
+
 /// What libjpeg calls, and what is ours behind it.
 #[repr(C)]
 struct Reader {
@@ -132,15 +145,21 @@ struct Reader {
 /// Reads the blocks of one unit, which are zero; libjpeg's to call.
 unsafe extern "C-unwind" fn decode_mcu(info: *mut jpeg_decompress_struct, blocks: *const *mut Block) -> c_int {
     // SAFETY: libjpeg calls the reader that stands in `info`, which is ours, with as many blocks as a unit has, if rows are read and not
-    // passed over. `Scan::read` has counted them as it does. Nobody else looks at them or at the reader meanwhile.
+    // passed over. `Scan::read` has counted them as it does. Nobody else looks at them or at the reader meanwhile, and at what components say
+    // not before this returns.
     unsafe {
         let reader = &mut **place_of_reader(info);
         let n_blocks = reader.scan.blocks.len();
-        let is_clean = reader.scan.is_clean
-            && !blocks.is_null()
-            && reader.scan.next_unit(std::slice::from_raw_parts(blocks, n_blocks).iter().map(|&block| &mut *block));
-        reader.scan.is_clean = is_clean;
-        reader.insufficient_data = c_int::from(!is_clean);
+        let blocks = if blocks.is_null() { &[] } else { std::slice::from_raw_parts(blocks, n_blocks) };
+        let is_ours = reader.scan.is_clean && !blocks.is_empty();
+        let read = if is_ours { reader.scan.next_unit(blocks.iter().map(|&block| &mut *block)) } else { None };
+        if reader.scan.has_others() {
+            for i in 0..(*info).num_components as usize {
+                place_of_need((*info).comp_info.add(i)).write(c_int::from(read == Some(true)));
+            }
+        }
+        reader.scan.is_clean = read.is_some();
+        reader.insufficient_data = c_int::from(read.is_none());
     }
     1
 }
@@ -241,6 +260,11 @@ mod tests {
         with_either(|_| decode(bytes, &MediaLimits::default(), ReadBy::Libjpeg))
     }
 
+    /// Where the first segment of this kind begins.
+    fn first(bytes: &[u8], marker: u8) -> usize {
+        bytes.windows(2).position(|two| two == [0xFF, marker]).unwrap()
+    }
+
     /// Whether the scan is one for our reader.
     fn is_ours(bytes: &[u8]) -> bool {
         let mut decompressor = Decompressor::open(bytes);
@@ -269,8 +293,9 @@ mod tests {
             n_cut in 0_usize..20,
         ) {
             let mut bytes = coding.jpeg();
-            let scan = bytes.windows(2).position(|two| two == [0xFF, 0xDA]).unwrap();
-            let damaged = scan + at.index(bytes.len() - scan);
+            // From the tables on: other codes are other sizes of values.
+            let (tables, scan) = (first(&bytes, 0xC4), first(&bytes, 0xDA));
+            let damaged = tables + at.index(bytes.len() - tables);
             bytes[damaged] ^= flipped;
             let n_left = bytes.len() - n_cut.min(bytes.len() - scan);
             prop_assert_eq!(by_either(&bytes[..n_left]), by_libjpeg(&bytes[..n_left]));

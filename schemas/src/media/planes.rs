@@ -5,7 +5,7 @@
 //! Never: a picture that [`super::read_image`] would refuse, read here as a whole: a smaller scale decodes fewer pixels, not bits.
 
 use std::ops::Range;
-use std::ptr;
+use std::{iter, ptr};
 
 use image::metadata::Orientation;
 use mozjpeg_sys::{
@@ -30,15 +30,17 @@ pub struct Plane {
     /// Values across and down, of the rows that were needed. The last of each may lie half outside of the picture.
     pub width: usize,
     pub height: usize,
-    /// `[height, width]`, u8; any values where nothing was [`Needed`].
+    /// At least `[height, stride]`, u8; any values where nothing was [`Needed`].
     pub values: Vec<u8>,
+    /// Values from one row's start to the next: whole blocks.
+    pub stride: usize,
     /// Pixels of the picture that a value stands for, across and down.
     pub step: (usize, usize),
 }
 
 impl Plane {
-    fn is_full(&self) -> bool {
-        self.values.len() == self.width * self.height
+    pub fn row(&self, y: usize) -> &[u8] {
+        &self.values[y * self.stride..][..self.width]
     }
 }
 
@@ -77,8 +79,8 @@ pub struct PlanesView<'a> {
 impl Planes {
     pub fn view(&self) -> PlanesView<'_> {
         let view = |i: usize| {
-            let Plane { width, height, ref values, step } = self.planes[i];
-            PlaneView { width, height, values, stride: width, step }
+            let Plane { width, height, ref values, stride, step } = self.planes[i];
+            PlaneView { width, height, values, stride, step }
         };
         PlanesView { width: self.width, height: self.height, planes: [view(0), view(1), view(2)], full_range: true }
     }
@@ -189,7 +191,7 @@ impl Layout {
         is_usual.then_some(Self { components, sampling })
     }
 
-    /// Reads rows of `bytes` into `planes`, which are empty, until they are full; `false` if they cannot be read by `by`.
+    /// Reads as many rows of `bytes` as `planes` have room for; `false` if they cannot be read by `by`.
     fn read(
         &self,
         info: &mut jpeg_decompress_struct,
@@ -202,48 +204,36 @@ impl Layout {
         let (across, down) = (self.sampling.0 * BLOCK, self.sampling.1 * BLOCK);
         let kept =
             Kept { columns: columns.start / across..columns.end.div_ceil(across), first_row: lines.start / down };
-        // Rows of one unit, as long as whole blocks and as many as there can be, whatever the scale: libjpeg writes nowhere else.
-        let mut rows: Vec<Vec<u8>> = Vec::new();
+        // Of each component, rows of a unit of coding at this scale; libjpeg gets as many as it can want at any, and nobody looks at the others.
+        let n_rows = self.components.each_ref().map(|of| of.sampling.1 * of.block_side(divisor, self.sampling));
+        let n_units = planes.iter().zip(n_rows).map(|(plane, n)| plane.height.div_ceil(n)).max().unwrap_or(0);
+        let mut others = vec![0_u8; planes.iter().map(|plane| plane.stride).max().unwrap_or(0)];
         let mut pointers = [[ptr::null_mut::<u8>(); MAX_SAMPLING * BLOCK]; 3];
-        for (component, pointers) in self.components.iter().zip(&mut pointers) {
-            let row_len = component.width_in_blocks.next_multiple_of(component.sampling.0) * BLOCK;
-            let mut block_rows = vec![0_u8; row_len * pointers.len()];
-            for (row, pointer) in block_rows.chunks_exact_mut(row_len).zip(pointers.iter_mut()) {
-                *pointer = row.as_mut_ptr();
-            }
-            rows.push(block_rows);
-        }
-        let mut by_plane: [JSAMPARRAY_MUT; 3] =
-            pointers.each_mut().map(|pointers| -> *mut JSAMPROW_MUT { pointers.as_mut_ptr() });
         let max_lines = (self.sampling.1 * BLOCK) as u32;
-        // SAFETY: `info` has read a header, and its source outlives it. Every pointer is a row that `rows` keeps alive and that
-        // is as long as all blocks of its component at full size; there are as many as a unit has rows at full size.
+        // SAFETY: `info` has read a header, and its source outlives it. Every pointer is a row of a plane, or of what nobody looks at, as long as all
+        // blocks of its component at full size: libjpeg writes nowhere else. There are as many as a unit has rows at full size.
         unsafe {
             jpeg_start_decompress(info);
             let reader = by.attach(info, bytes, Some(kept));
-            while info.output_scanline < info.output_height && planes.iter().any(|plane| !plane.is_full()) {
-                if jpeg_read_raw_data(info, by_plane.as_mut_ptr(), max_lines) == 0 {
-                    break;
+            for unit in 0..n_units {
+                for ((plane, pointers), n) in planes.iter_mut().zip(&mut pointers).zip(n_rows) {
+                    let rows = plane.values.chunks_exact_mut(plane.stride).skip(unit * n).take(n);
+                    let rows = rows.map(<[u8]>::as_mut_ptr).chain(iter::repeat(others.as_mut_ptr()));
+                    pointers.iter_mut().zip(rows).for_each(|(pointer, row)| *pointer = row);
+                }
+                let mut by_plane: [JSAMPARRAY_MUT; 3] =
+                    pointers.each_mut().map(|pointers| -> *mut JSAMPROW_MUT { pointers.as_mut_ptr() });
+                let is_over = info.output_scanline >= info.output_height;
+                if is_over || jpeg_read_raw_data(info, by_plane.as_mut_ptr(), max_lines) == 0 {
+                    let detail = format!("{unit} rows of blocks decoded, {n_units} wanted");
+                    return Err(MediaError::Corrupt { detail });
                 }
                 if !reader.is_clean() {
                     return Ok(false);
                 }
-                for ((plane, component), rows) in planes.iter_mut().zip(&self.components).zip(&rows) {
-                    let n_rows = component.sampling.1 * component.block_side(divisor, self.sampling);
-                    let row_len = rows.len() / (MAX_SAMPLING * BLOCK);
-                    let n_left = plane.height - plane.values.len() / plane.width;
-                    for row in rows.chunks_exact(row_len).take(n_rows.min(n_left)) {
-                        plane.values.extend_from_slice(&row[..plane.width]);
-                    }
-                }
             }
         }
-        match planes.iter().find(|plane| !plane.is_full()) {
-            Some(plane) => Err(MediaError::Corrupt {
-                detail: format!("{} values decoded, {} x {} wanted", plane.values.len(), plane.width, plane.height),
-            }),
-            None => Ok(true),
-        }
+        Ok(true)
     }
 }
 
@@ -259,14 +249,20 @@ impl Component {
         side
     }
 
-    /// Makes of `plane` its own, still without values, of the first `n_rows` rows of a picture of this width and height.
+    /// Makes of `plane` its own, of any values, of the first `n_rows` rows of a picture of this width and height.
     fn make_room(self, of: (usize, usize), n_rows: usize, divisor: usize, most: (usize, usize), plane: &mut Plane) {
         let side = self.block_side(divisor, most);
         let step = |most: usize, own: usize| most * BLOCK / (own * side);
         plane.step = (step(most.0, self.sampling.0), step(most.1, self.sampling.1));
         (plane.width, plane.height) = (of.0.div_ceil(plane.step.0), n_rows.min(of.1).div_ceil(plane.step.1));
-        plane.values.clear();
-        plane.values.reserve_exact(plane.width * plane.height);
+        plane.stride = self.width_in_blocks.next_multiple_of(self.sampling.0) * BLOCK;
+        let n = plane.stride * plane.height.next_multiple_of(self.sampling.1 * side);
+        if plane.values.capacity() < n {
+            // Fresh memory is zero before it is touched: what a header claims costs nothing until rows are there.
+            plane.values = vec![0; n];
+        } else {
+            plane.values.resize(n, 0);
+        }
     }
 }
 
@@ -301,7 +297,7 @@ mod tests {
         limits: &MediaLimits,
         needed: impl FnOnce(usize, usize) -> Option<Needed>,
     ) -> Result<Option<(ImageMeta, Planes)>, MediaError> {
-        let other = Plane { width: 3, height: 2, values: vec![99; 6], step: (1, 1) };
+        let other = Plane { width: 3, height: 2, values: vec![99; 6], stride: 3, step: (1, 1) };
         let mut planes = Planes { width: 3, height: 2, planes: [other.clone(), other.clone(), other] };
         let meta = super::read_planes(bytes, limits, &mut planes, needed)?;
         Ok(meta.map(|meta| (meta, planes)))
@@ -313,7 +309,7 @@ mod tests {
 
     /// The value of `plane` at the middle of a pixel of the picture.
     fn at(plane: &Plane, x: usize, y: usize) -> f32 {
-        f32::from(plane.values[y / plane.step.1 * plane.width + x / plane.step.0])
+        f32::from(plane.row(y / plane.step.1)[x / plane.step.0])
     }
 
     #[test]
@@ -360,7 +356,7 @@ mod tests {
                 let (part, whole) = (read(&bytes, n_rows, divisor).unwrap(), read(&bytes, 96, divisor).unwrap());
                 for (part, whole) in part.planes.iter().zip(&whole.planes) {
                     assert_eq!(part.height, n_rows.min(96).div_ceil(part.step.1));
-                    assert_eq!(part.values, whole.values[..part.width * part.height]);
+                    assert!((0..part.height).all(|y| part.row(y) == whole.row(y)));
                 }
             }
             // A marker that has no place there, in the last tenth of the scan.
@@ -387,9 +383,9 @@ mod tests {
                         assert_eq!((part.width, part.step), (whole.width, whole.step));
                         let (across, down) = part.step;
                         for row in rows.start / down..rows.end.div_ceil(down) {
-                            let values = row * part.width + columns.start / across
-                                ..row * part.width + columns.end.div_ceil(across).min(part.width);
-                            assert_eq!(part.values[values.clone()], whole.values[values], "{columns:?} {rows:?}");
+                            let values = columns.start / across..columns.end.div_ceil(across).min(part.width);
+                            let (part, whole) = (&part.row(row)[values.clone()], &whole.row(row)[values]);
+                            assert_eq!(part, whole, "{columns:?} {rows:?}");
                         }
                     }
                 }

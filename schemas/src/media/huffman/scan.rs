@@ -11,7 +11,7 @@ use mozjpeg_sys::jpeg_decompress_struct;
 
 use super::Kept;
 use super::headers::Headers;
-use super::table::{Kind, Table, extended};
+use super::table::{Code, Kind, Table, value_at};
 
 /// Coefficients of a block.
 pub(super) const BLOCK_LEN: usize = 64;
@@ -20,8 +20,8 @@ const MAX_BLOCKS: usize = 10;
 const N_COMPONENTS: usize = 4;
 /// Zeroes behind the data: whoever reads one of the first half has read too far, and may read on from there.
 const PADDING: usize = 2 * size_of::<u64>();
-/// A code and its value take at most 31 bits, and one that was found at once those of a look: this many fit into a filled buffer.
-const SYMBOLS_PER_FILL: usize = 3;
+/// A code and its value take at most 31 bits, and those that a look finds 25: so many fit into a filled buffer.
+const LOOKS_PER_FILL: usize = 2;
 
 /// Where in a block, row by row, the coefficient of a place in the order of coding lies. What lies behind the last, libjpeg
 /// writes there too.
@@ -114,42 +114,44 @@ impl Scan {
         Some(Self { blocks, last, data, ends, bits, restarts, kept, place, units_per_row, is_clean: true })
     }
 
-    /// Reads a unit into its blocks; `false` if that is not for us.
-    pub(super) fn next_unit<'a>(&mut self, blocks: impl Iterator<Item = &'a mut Block>) -> bool {
+    /// Whether there may be units that are not kept.
+    pub(super) fn has_others(&self) -> bool {
+        self.kept.is_some()
+    }
+
+    /// Reads a unit into its blocks, if it is kept, and whether it is; `None` if that is not for us.
+    pub(super) fn next_unit<'a>(&mut self, blocks: impl Iterator<Item = &'a mut Block>) -> Option<bool> {
         if let Some((interval, to_go)) = &mut self.restarts {
             if *to_go == 0 {
                 *to_go = *interval;
                 let end = self.ends.pop_front().unwrap_or_default();
                 // What is left over are bits that fill a byte.
                 if end != self.bits.n_read().div_ceil(8) {
-                    return false;
+                    return None;
                 }
                 self.last = [0; N_COMPONENTS];
                 self.bits = Bits { next: end, ..Bits::default() };
             }
             *to_go -= 1;
         }
-        let Some(&end) = self.ends.front() else { return false };
+        let &end = self.ends.front()?;
         let (column, row) = self.place;
         self.place = if column + 1 < self.units_per_row { (column + 1, row) } else { (0, row + 1) };
         let is_kept = self.kept.as_ref().is_none_or(|kept| row >= kept.first_row && kept.columns.contains(&column));
         let mut bits = self.bits;
         for (coded, block) in self.blocks.iter().zip(blocks) {
-            let Some(difference) = bits.difference(&self.data, &coded.dc) else { return false };
+            let difference = bits.difference(&self.data, &coded.dc)?;
             let last = &mut self.last[coded.component];
             *last = last.wrapping_add(difference);
-            let others = if is_kept {
+            if is_kept {
                 block[0] = *last as i16;
-                bits.others::<true>(&self.data, &coded.ac, block)
+                bits.others::<true>(&self.data, &coded.ac, block)?;
             } else {
-                bits.others::<false>(&self.data, &coded.ac, block)
-            };
-            if others.is_none() {
-                return false;
+                bits.others::<false>(&self.data, &coded.ac, block)?;
             }
         }
         self.bits = bits;
-        bits.n_read() <= 8 * end
+        (bits.n_read() <= 8 * end).then_some(is_kept)
     }
 }
 
@@ -194,11 +196,11 @@ impl Bits {
     #[inline(always)]
     fn fill(&mut self, data: &[u8]) {
         // Behind the data there are zeroes, and who reads too far goes on reading the last of them.
-        let from = self.next.min(data.len() - PADDING / 2);
+        let from = self.next.min(data.len().wrapping_sub(PADDING / 2));
         // SAFETY: eight bytes up to the end at most; data is never shorter than its padding.
-        let word = unsafe { data.as_ptr().add(from).cast::<[u8; PADDING / 2]>().read_unaligned() };
+        let word = unsafe { data.as_ptr().wrapping_add(from).cast::<[u8; PADDING / 2]>().read_unaligned() };
         self.buffer |= u64::from_be_bytes(word).wrapping_shr(self.n);
-        self.next += (63_u32.wrapping_sub(self.n) / 8) as usize;
+        self.next = self.next.wrapping_add((63_u32.wrapping_sub(self.n) / 8) as usize);
         self.n |= 56;
     }
 
@@ -208,55 +210,58 @@ impl Bits {
         self.n = self.n.wrapping_sub(n);
     }
 
-    /// A value of `size` bits, up to 15: those that begin with a 0 are the negative ones.
+    /// A code, whatever its length, and its value.
     #[inline(always)]
-    fn value(&mut self, size: u32) -> i32 {
-        let value = (self.buffer >> 1 >> (63 - size)) as u32;
-        self.take(size);
-        extended(value, size)
+    fn one(&mut self, data: &[u8], table: &Table) -> Option<(Code, i32)> {
+        let code = table.code(self.buffer)?;
+        self.take(code.n_bits);
+        let value = value_at(self.buffer, 63 - code.size);
+        self.take(code.size);
+        self.fill(data);
+        Some((code, value))
     }
 
     /// By how much a block's first coefficient differs from the last one's.
     #[inline(always)]
     fn difference(&mut self, data: &[u8], table: &Table) -> Option<i32> {
         self.fill(data);
-        let found = table.at(self.buffer);
-        if found.is_whole() {
-            self.take(found.n_bits());
-            return Some(found.value());
+        let look = table.at(self.buffer);
+        if look.n_skipped() > 0 {
+            return Some(self.one(data, table)?.1);
         }
-        let found = if found.n_bits() > 0 { found } else { table.long(self.buffer)? };
-        self.take(found.n_bits());
-        Some(self.value(found.size()))
+        let value = look.first_value(self.buffer);
+        self.take(look.n_bits());
+        Some(value)
     }
 
     /// All coefficients of a block but its first; or no more than what follows them.
     #[inline(always)]
     fn others<const ARE_KEPT: bool>(&mut self, data: &[u8], table: &Table, block: &mut Block) -> Option<()> {
-        let (mut bits, mut at) = (*self, 1);
+        let mut put = |at: usize, value: i32| {
+            if ARE_KEPT {
+                // Masks that change nothing: at most 63 + 64, and within a block.
+                block[usize::from(NATURAL_ORDER[at % NATURAL_ORDER.len()]) % BLOCK_LEN] = value as i16;
+            }
+        };
+        // Where the last one was put.
+        let (mut bits, mut at) = (*self, 0);
         loop {
             bits.fill(data);
-            for _ in 0..SYMBOLS_PER_FILL {
-                let mut found = table.at(bits.buffer);
-                let value;
-                if found.is_whole() {
-                    bits.take(found.n_bits());
-                    value = found.value();
+            for _ in 0..LOOKS_PER_FILL {
+                let look = table.at(bits.buffer);
+                let first = look.n_skipped().wrapping_add(at).wrapping_add(1);
+                // Behind the last coefficient of all, the second is another block's.
+                if first < BLOCK_LEN - 1 {
+                    at = first.wrapping_add(look.step());
+                    put(at, look.second_value());
+                    put(first, look.first_value(bits.buffer));
+                    bits.take(look.n_bits());
                 } else {
-                    if found.n_bits() == 0 {
-                        found = table.long(bits.buffer)?;
-                    }
-                    bits.take(found.n_bits());
-                    value = bits.value(found.size());
-                    bits.fill(data);
+                    let (code, value) = bits.one(data, table)?;
+                    at += 1 + code.n_skipped;
+                    put(at, value);
                 }
-                at += found.n_skipped();
-                if ARE_KEPT {
-                    // Masks that change nothing: at most 63 + 64, and within a block.
-                    block[usize::from(NATURAL_ORDER[at % NATURAL_ORDER.len()]) % BLOCK_LEN] = value as i16;
-                }
-                at += 1;
-                if at >= BLOCK_LEN {
+                if at >= BLOCK_LEN - 1 {
                     *self = bits;
                     return Some(());
                 }
