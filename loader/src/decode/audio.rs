@@ -58,10 +58,17 @@ impl Sounds {
         let failed = failed(waveform.sampling_rate);
         let resampler = self.resampler(waveform.sampling_rate)?;
         let n = waveform.samples.len();
-        // Copied a block at a time; the interleaved form goes sample by sample.
-        let channels = std::slice::from_ref(&waveform.samples);
-        let input = SequentialSliceOfVecs::new(channels, 1, n).map_err(|e| failed(&e))?;
-        Ok(resampler.process_all(&input, n, None).map_err(|e| failed(&e))?.take_data())
+        // Copied a block at a time, in and out; the interleaved form goes sample by sample.
+        let n_room = resampler.process_all_needed_output_len(n);
+        let mut resampled = [vec![0.0; n_room]];
+        let input = [waveform.samples];
+        let from = SequentialSliceOfVecs::new(&input, 1, n).map_err(|e| failed(&e))?;
+        let mut to = SequentialSliceOfVecs::new_mut(&mut resampled, 1, n_room).map_err(|e| failed(&e))?;
+        resampler.reset();
+        let (_, n_made) = resampler.process_all_into_buffer(&from, &mut to, n, None).map_err(|e| failed(&e))?;
+        let [mut samples] = resampled;
+        samples.truncate(n_made);
+        Ok(samples)
     }
 
     /// How many samples [`Sounds::resample`] makes of `n` at `rate` Hz.
@@ -99,9 +106,14 @@ impl Sounds {
         }
         // Whole blocks, as the resampler fills the last one of the whole: of its end alone it may round the number of samples otherwise.
         waveform.samples.resize((past - first) * from, 0.0);
-        let resampled = self.resample(waveform)?;
+        let mut resampled = self.resample(waveform)?;
         let (start, end) = (part.start - first * to, part.end - first * to);
-        resampled.get(start..end).map(<[f32]>::to_vec).ok_or_else(|| fault(resampled.len()))
+        if resampled.len() < end {
+            return Err(fault(resampled.len()));
+        }
+        resampled.truncate(end);
+        resampled.drain(..start);
+        Ok(resampled)
     }
 
     fn resampler(&mut self, from: u32) -> Result<&mut Fft<f32>, ContentFault> {
