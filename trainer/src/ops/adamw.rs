@@ -45,7 +45,7 @@ pub(super) fn fused(
     }
     // Large ones first, so that none is left to one thread at the end.
     jobs.sort_by_key(|(_, g, ..)| std::cmp::Reverse(g.len()));
-    host::run(jobs, |(p, g, mu, nu, step)| host::change_values(p, |values| simd::adamw(values, &g, mu, nu, &step)));
+    host::run(jobs, |(p, g, mu, nu, step)| simd::adamw(host::view_mut(p), &g, mu, nu, &step));
     Ok(())
 }
 

@@ -208,10 +208,12 @@ fn cross<T: Tape<f32, Cpu>>(
                 let w = Weights::new(layer, width, Way::Forward);
                 of_block = host::run(again, |(mut x, valid)| forward(&mut x, &valid, &w, &sizes));
             }
-            let w = Weights::new(layer, width, Way::Back);
+            // The first to ask for a gradient has it filled with zeroes: beside the packing.
+            let kernels = kernels_of(layer, width);
+            let (sums, w) = host::both(|| take_grads(&kernels, grads), || Weights::new(layer, width, Way::Back));
             let jobs = host::split_mut(&mut dy, &chunks, per_example).into_iter().zip(of_block).collect();
             let through = host::run(jobs, |(dy, kept): (&mut [f32], Kept)| backward(dy, kept, &w, &sizes));
-            add_kernel_grads(layer, &through, grads, width)?;
+            add_kernel_grads(&kernels, sums?, &through, grads)?;
             add_norm_grads(layer, &through, grads)?;
         }
         simd::add(grads.get_or_alloc_mut(&x_ghost)?, &dy);
@@ -219,6 +221,9 @@ fn cross<T: Tape<f32, Cpu>>(
     });
     Ok(y.put_tape(tape))
 }
+
+/// What holds values on the CPU.
+type CpuVec = <Cpu as Storage<f32>>::Vec;
 
 /// The two sides of a kernel's gradient in one chunk.
 type Sides = fn(&Through) -> (&[f32], &[f32]);
@@ -233,13 +238,8 @@ struct Kernel<'a> {
     stride: usize,
 }
 
-/// Adds the gradients of the kernels of `block`.
-fn add_kernel_grads(
-    block: &Block<Cpu>,
-    through: &[Through],
-    grads: &mut Gradients<f32, Cpu>,
-    width: usize,
-) -> Result<(), CpuError> {
+/// All kernels of `block`.
+fn kernels_of(block: &Block<Cpu>, width: usize) -> Vec<Kernel<'_>> {
     let d = width;
     let of_qkv: Sides = |t| (&t.h_sa, &t.d_qkv);
     let qkv = [&block.q, &block.k, &block.v].into_iter().enumerate();
@@ -251,12 +251,25 @@ fn add_kernel_grads(
         push(&ffn.wi, ffn.wi.shape().0 / d, |t| (&t.h_ffn, &t.d_hidden));
         push(&ffn.wo, d, |t| (&t.activated, &t.dy_ffn));
     }
-    let mut sums = Vec::with_capacity(kernels.len());
-    for Kernel { kernel, .. } in &kernels {
-        // Taken out, so that all can be written at the same time.
-        let empty = kernel.device().try_alloc_len(0)?;
-        sums.push(std::mem::replace(grads.get_or_alloc_mut(*kernel)?, empty));
-    }
+    kernels
+}
+
+/// The gradients of `kernels`, taken out, so that all can be written at the same time.
+fn take_grads(kernels: &[Kernel<'_>], grads: &mut Gradients<f32, Cpu>) -> Result<Vec<CpuVec>, CpuError> {
+    let take = |of: &Kernel<'_>| {
+        let empty = of.kernel.device().try_alloc_len(0)?;
+        Ok(std::mem::replace(grads.get_or_alloc_mut(of.kernel)?, empty))
+    };
+    kernels.iter().map(take).collect()
+}
+
+/// Adds the gradients of `kernels` to `sums`, and puts those back.
+fn add_kernel_grads(
+    kernels: &[Kernel<'_>],
+    mut sums: Vec<CpuVec>,
+    through: &[Through],
+    grads: &mut Gradients<f32, Cpu>,
+) -> Result<(), CpuError> {
     let jobs = kernels.iter().zip(&mut sums).map(|(&Kernel { sides, n_out, at, stride, .. }, into)| {
         let n_in = into.len() / n_out;
         let parts = through.iter().map(|t| {
@@ -267,8 +280,8 @@ fn add_kernel_grads(
         KernelGrad { into, n_out, parts: parts.collect() }
     });
     product::add_kernel_grads(jobs.collect());
-    for (Kernel { kernel, .. }, sum) in kernels.into_iter().zip(sums) {
-        *grads.get_or_alloc_mut(kernel)? = sum;
+    for (of, sum) in kernels.iter().zip(sums) {
+        *grads.get_or_alloc_mut(of.kernel)? = sum;
     }
     Ok(())
 }

@@ -39,7 +39,7 @@ impl Backend for Cpu {
         let jobs = parameters.iter().zip(ema).collect();
         host::run(jobs, |(p, ema): (&&Flat<Self>, &mut Vec<f32>)| {
             simd::scale(ema, decay);
-            simd::add_scaled(ema, &host::values(*p), 1.0 - decay);
+            simd::add_scaled(ema, host::view(*p), 1.0 - decay);
         });
         Ok(())
     }

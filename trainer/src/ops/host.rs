@@ -3,10 +3,9 @@
 //! In: host slices. Out: host slices. Never: a result that depends on the number of threads or on timing: how work is cut depends on
 //! its sizes alone, a number is one thread's from start to end, and sums over chunks are taken in their order.
 
-use std::cell::Cell;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
-use dfdx::prelude::{CopySlice, Cpu, HasShape, Shape, Tensor};
+use dfdx::prelude::{Cpu, HasShape, Shape, Tensor};
 use rayon::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
 
@@ -90,6 +89,14 @@ pub fn run<J: Send, R: Send>(jobs: Vec<J>, work: impl Fn(J) -> R + Send + Sync) 
     }
 }
 
+/// Does both at the same time; with one thread one after the other.
+pub fn both<A: Send, B: Send>(a: impl FnOnce() -> A + Send, b: impl FnOnce() -> B + Send) -> (A, B) {
+    match pool(|| builder(DEFAULT_THREADS)) {
+        Ok(pool) if pool.current_num_threads() > 1 => pool.install(|| rayon::join(a, b)),
+        _ => (a(), b()),
+    }
+}
+
 /// Cuts `n` examples of `n_rows` rows into chunks: their sizes, in order, none zero unless `n` is.
 pub fn chunk_sizes(n: usize, n_rows: usize) -> Vec<usize> {
     let n_chunks = (n * n_rows).div_ceil(CHUNK_ROWS).max(LEAST_CHUNKS).min(n).max(1);
@@ -118,39 +125,46 @@ pub fn split_mut<'a, T>(mut data: &'a mut [T], chunks: &[usize], per_example: us
     parts
 }
 
+/// The values of a tensor, where they lie and in the order in which they do.
+///
+/// # Panics
+/// They do not lie densely, as a broadcast tensor's.
+pub fn view<S: Shape, T>(tensor: &Tensor<S, f32, Cpu, T>) -> &[f32] {
+    let n = tensor.shape().num_elements();
+    let Some([first, last]) = ends(tensor.shape()) else { return &[] };
+    let (start, end) = (&raw const tensor[first], &raw const tensor[last]);
+    assert!(end == start.wrapping_add(n - 1), "the values of a tensor do not lie densely");
+    // SAFETY: both ends are in the tensor's vector, which is borrowed with it, and `n` values lie from one to the other. dfdx lends no more than single
+    // values, and that what is borrowed with one reaches beyond it is sound by Tree Borrows, not by the stricter Stacked Borrows.
+    unsafe { std::slice::from_raw_parts(start, n) }
+}
+
+/// As [`view`], to be changed; a tensor that shares its values gets its own first.
+///
+/// # Panics
+/// They do not lie densely.
+pub fn view_mut<S: Shape>(tensor: &mut Tensor<S, f32, Cpu>) -> &mut [f32] {
+    let n = tensor.shape().num_elements();
+    let Some([first, last]) = ends(tensor.shape()) else { return &mut [] };
+    // The last one first: the pointer that is used is the newest.
+    let end = &raw mut tensor[last];
+    let start = &raw mut tensor[first];
+    assert!(end == start.wrapping_add(n - 1), "the values of a tensor do not lie densely");
+    // SAFETY: both ends are in the tensor's vector, which is its alone since one was borrowed mutably, and which is borrowed with it; `n`
+    // values lie from one to the other.
+    unsafe { std::slice::from_raw_parts_mut(start, n) }
+}
+
+/// Indices of the first and the last value, if there are any.
+fn ends<S: Shape>(shape: &S) -> Option<[S::Concrete; 2]> {
+    let mut last = shape.concrete();
+    for axis in 0..S::NUM_DIMS {
+        last[axis] = last[axis].checked_sub(1)?;
+    }
+    Some([S::Concrete::default(), last])
+}
+
 /// The values of a tensor: one memcpy.
 pub fn values<S: Shape, T>(tensor: &Tensor<S, f32, Cpu, T>) -> Vec<f32> {
-    let mut values = vec![0.0; tensor.shape().num_elements()];
-    Cpu::copy_into(tensor, &mut values);
-    values
-}
-
-thread_local! {
-    static ROOM: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
-}
-
-/// Lends `n` numbers of any content, which stay with the thread.
-fn with_room<R>(n: usize, work: impl FnOnce(&mut [f32]) -> R) -> R {
-    let mut room = ROOM.take();
-    room.resize(room.len().max(n), 0.0);
-    let out = work(&mut room[..n]);
-    ROOM.set(room);
-    out
-}
-
-/// Shows `look` the values of a tensor, which have to be copied out.
-pub fn with_values<S: Shape, R>(tensor: &Tensor<S, f32, Cpu>, look: impl FnOnce(&[f32]) -> R) -> R {
-    with_room(tensor.shape().num_elements(), |values| {
-        Cpu::copy_into(tensor, values);
-        look(values)
-    })
-}
-
-/// Lets `change` change the values of a tensor, which have to be copied out and back.
-pub fn change_values<S: Shape>(tensor: &mut Tensor<S, f32, Cpu>, change: impl FnOnce(&mut [f32])) {
-    with_room(tensor.shape().num_elements(), |values| {
-        Cpu::copy_into(tensor, values);
-        change(values);
-        tensor.copy_from(values);
-    });
+    view(tensor).to_vec()
 }

@@ -50,14 +50,12 @@ fn times(x: &[f32], layer: &Linear<Cpu>, way: Way) -> Vec<f32> {
     let (from, to) = if way == Way::Forward { (n_in, layer.n_out) } else { (layer.n_out, n_in) };
     let n = x.len() / from;
     let mut y = vec![0.0; n * to];
+    let kernel = way.turn(Mat::new(host::view(&layer.kernel), n_in, layer.n_out));
     if n < FEW_ROWS {
-        host::with_values(&layer.kernel, |values| {
-            let kernel = way.turn(Mat::new(values, n_in, layer.n_out));
-            product_of_few_rows(MatMut::new(&mut y, n, to), Mat::new(x, n, from), kernel);
-        });
+        product_of_few_rows(MatMut::new(&mut y, n, to), Mat::new(x, n, from), kernel);
         return y;
     }
-    let kernel = host::with_values(&layer.kernel, |values| Packed::new(way.turn(Mat::new(values, n_in, layer.n_out))));
+    let kernel = Packed::new(kernel);
     let chunks = host::chunk_sizes(n, 1);
     let jobs = host::split(x, &chunks, from).into_iter().zip(host::split_mut(&mut y, &chunks, to)).collect();
     host::run(jobs, |(x, y): (&[f32], &mut [f32])| {

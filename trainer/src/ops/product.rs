@@ -8,6 +8,7 @@
 //! side never, and a right side only where its rows are not dense. On a processor without AVX2 the loops are those of `gemm`.
 
 mod tile;
+mod turn;
 
 use std::cell::Cell;
 use std::marker::PhantomData;
@@ -256,6 +257,7 @@ impl Packs {
         let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match &*held {
             Some((of, packs)) if *of == way => packs.clone(),
+            // Locked while it is packed: two threads that run one layer are none of the fused ops' own, which the caller waits for.
             _ => {
                 // Given back before the others are made: a model's worth of memory.
                 *held = None;
@@ -270,27 +272,15 @@ fn pack(b: Mat<'_>, lines: &mut [Line]) {
     assert!(b.cols <= PANEL && (b.col_stride == 1 || b.row_stride == 1), "a panel's rows or columns are dense");
     let (rows_of_lines, _) = lines.as_chunks_mut::<LINES>();
     assert!(rows_of_lines.len() == b.rows, "a panel has as many rows as what it is packed from");
-    let put = |to: &mut [Line; LINES], row: &[f32]| {
-        let (whole, rest) = row.as_chunks::<16>();
+    if b.col_stride != 1 {
+        return turn::columns(b, rows_of_lines);
+    }
+    for (row, to) in rows_of_lines.iter_mut().enumerate() {
+        let (whole, rest) = b.data[row * b.row_stride..][..b.cols].as_chunks::<16>();
         to.iter_mut().zip(whole).for_each(|(line, values)| line.0 = *values);
         if !rest.is_empty() {
             to[whole.len()].0[..rest.len()].copy_from_slice(rest);
         }
-    };
-    if b.col_stride == 1 {
-        for (row, to) in rows_of_lines.iter_mut().enumerate() {
-            put(to, &b.data[row * b.row_stride..][..b.cols]);
-        }
-        return;
-    }
-    // Sixteen numbers of each column at a time: a line of the source, read once.
-    let mut square = [[0.0; PANEL]; 16];
-    for (i, to) in rows_of_lines.chunks_mut(16).enumerate() {
-        for (col, at) in (0..b.cols.min(PANEL)).map(|col| (col, col * b.col_stride + i * 16)) {
-            let from = &b.data[at..at + to.len()];
-            square.iter_mut().zip(from).for_each(|(row, &value)| row[col] = value);
-        }
-        to.iter_mut().zip(&square).for_each(|(to, row)| put(to, row));
     }
 }
 

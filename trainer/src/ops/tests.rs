@@ -307,6 +307,20 @@ fn the_fused_update_is_the_stock_update() {
 }
 
 #[test]
+fn a_view_is_the_tensors_own_memory_and_what_shares_it_keeps_its_values() {
+    let dev = Cpu::default();
+    let mut tensor = dev.tensor_from_vec((0..6).map(|i| i as f32).collect(), (2, 3));
+    assert_eq!(host::view(&tensor), [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]);
+    assert_eq!(host::view(&tensor).as_ptr(), host::view(&tensor.clone()).as_ptr());
+    let shared = tensor.clone();
+    host::view_mut(&mut tensor)[5] = 9.0;
+    assert_eq!((tensor[[1, 2]], shared[[1, 2]]), (9.0, 5.0));
+    assert!(host::view(&dev.tensor_from_vec(vec![], (0, 3))).is_empty());
+    let broadcast = dev.tensor([1.0f32, 2.0, 3.0]).broadcast::<Rank2<4, 3>, _>();
+    assert!(std::panic::catch_unwind(|| host::view(&broadcast).len()).is_err());
+}
+
+#[test]
 fn a_number_of_threads_is_fixed_once() {
     set_threads(2).unwrap();
     set_threads(2).unwrap();

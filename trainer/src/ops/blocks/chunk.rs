@@ -65,7 +65,8 @@ fn packed(block: &Block<Cpu>, width: usize, way: Way) -> Vec<Packed> {
         kernels.extend([(&ffn.wi, width), (&ffn.wo, ffn.wo.shape().0 / width)]);
     }
     host::run(kernels, |(kernel, n_in)| {
-        host::with_values(kernel, |values| Packed::new(way.turn(Mat::new(values, n_in, values.len() / n_in))))
+        let values = host::view(kernel);
+        Packed::new(way.turn(Mat::new(values, n_in, values.len() / n_in)))
     })
 }
 

@@ -51,14 +51,10 @@ fn n_hidden(layer: &Experts<Cpu>, width: usize, n_experts: usize) -> usize {
 /// Packs the experts' kernels, (in, out): first those of all experts into the hidden layer, then those out of it.
 fn packed(layer: &Experts<Cpu>, width: usize, n_experts: usize, way: Way) -> Vec<Packed> {
     let f = n_hidden(layer, width, n_experts);
-    let of_all = host::run(vec![(&layer.wi, width, f), (&layer.wo, f, width)], |(kernels, n_in, n_out)| {
-        host::with_values(kernels, |values| {
-            let each =
-                values.chunks_exact(n_in * n_out).map(|kernel| Packed::new(way.turn(Mat::new(kernel, n_in, n_out))));
-            each.collect::<Vec<_>>()
-        })
-    });
-    of_all.into_iter().flatten().collect()
+    let each =
+        |kernels, n_in, n_out| host::view(kernels).chunks_exact(n_in * n_out).map(move |kernel| (kernel, n_in, n_out));
+    let all = each(&layer.wi, width, f).chain(each(&layer.wo, f, width));
+    host::run(all.collect(), |(kernel, n_in, n_out)| Packed::new(way.turn(Mat::new(kernel, n_in, n_out))))
 }
 
 /// The router's view of some rows.
@@ -174,10 +170,14 @@ pub(in crate::ops) fn fused<T: Tape<f32, Cpu>>(
         let empty = || dev.try_alloc_len(0);
         let dy = std::mem::replace(grads.get_or_alloc_mut(&y_ghost)?, empty()?);
         let by = grads.get_or_alloc_mut(&loss_ghost)?[0];
-        // Taken out, so that each expert adds to its own part at the same time as the others.
-        let mut dwi = std::mem::replace(grads.get_or_alloc_mut(&layer.wi)?, empty()?);
-        let mut dwo = std::mem::replace(grads.get_or_alloc_mut(&layer.wo)?, empty()?);
-        let w = Weights::new(&layer, d, e, Way::Back);
+        // Taken out, so that each expert adds to its own part at the same time as the others; and beside the packing, because the first to ask
+        // for a gradient has it filled with zeroes.
+        let mut take = |kernels| Ok::<_, CpuError>(std::mem::replace(grads.get_or_alloc_mut(kernels)?, empty()?));
+        let (taken, w) = host::both(
+            || Ok::<_, CpuError>((take(&layer.wi)?, take(&layer.wo)?)),
+            || Weights::new(&layer, d, e, Way::Back),
+        );
+        let (mut dwi, mut dwo) = taken?;
         let (dx, drouter, dscale) = backward(&dy, by, kept, &w, &routing, &mut dwi, &mut dwo);
         *grads.get_or_alloc_mut(&layer.wi)? = dwi;
         *grads.get_or_alloc_mut(&layer.wo)? = dwo;
