@@ -193,7 +193,9 @@ pub(in crate::ops) fn fused<T: Tape<f32, Cpu>>(
 
 /// Rows `tokens` of `from`, one after the other.
 fn gather(from: &[f32], tokens: &[u32], width: usize) -> Vec<f32> {
-    tokens.iter().flat_map(|&token| &from[token as usize * width..(token as usize + 1) * width]).copied().collect()
+    let mut rows = Vec::with_capacity(tokens.len() * width);
+    tokens.iter().for_each(|&token| rows.extend_from_slice(&from[token as usize * width..][..width]));
+    rows
 }
 
 /// Adds row `i` of `parts[expert]` to row `assignment.tokens[expert][i]` of `to`, times `by(row, expert, i)`. A row is one thread's.
@@ -270,8 +272,7 @@ fn backward(
     let (d, f, e) = (w.width, w.n_hidden, w.n_experts);
     let rows = dy.len() / d;
     let chunks = host::chunk_sizes(rows, 1);
-    let again = host::run(host::split(&kept.x, &chunks, d), |x: &[f32]| normalised(x, w).0);
-    let h: Vec<f32> = again.into_iter().flatten().collect();
+    let h = host::run(host::split(&kept.x, &chunks, d), |x: &[f32]| normalised(x, w).0).concat();
     let seen = if h.is_empty() { &kept.x } else { &h };
     let jobs: Vec<_> = kept.assignment.tokens.iter().zip(kept.hidden).enumerate().collect();
     let probs = &kept.probs;
